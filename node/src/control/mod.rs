@@ -1,0 +1,1 @@
+//! The control plane: configuration, command line, admin HTTP. One tokio thread.

@@ -1,0 +1,1 @@
+//! The data plane: the shard loop, the wire and the mesh.
