@@ -1,15 +1,17 @@
 //! What the core lets an operator choose.
 //!
 //! Owns the sections of the configuration file that sessions, channels and tokens read. The doc
-//! comments here are the comments of `ringmain genconfig`. Parsing, files, flags and environment
-//! belong to `control`; the core only reads resolved values. "0 means unlimited" does not exist.
+//! comments here are the comments of `ringmain genconfig`, and the ranges are what `control` checks.
+//! Parsing, files, flags and environment belong to `control`; the core only reads resolved values.
+//! "0 means unlimited" does not exist.
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Everything the core reads. Built once, shared by all shards.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CoreConfig {
     /// Connections and sessions.
@@ -27,8 +29,24 @@ pub struct CoreConfig {
     pub limits: LimitsConfig,
 }
 
+impl Default for CoreConfig {
+    /// With the namespaces that personal channels and the broadcast channel live in: positioned, with
+    /// history, and clients may not publish there.
+    fn default() -> Self {
+        let own = ["user", "broadcast"].map(|name| (name.to_owned(), NamespaceConfig::default()));
+        Self {
+            client: ClientConfig::default(),
+            token: TokenConfig::default(),
+            subscription_token: None,
+            channel: NamespaceConfig::default(),
+            namespaces: own.into(),
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
 /// Connections and sessions.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
     /// Accept connect without a token, as the anonymous user (empty id).
@@ -41,36 +59,52 @@ pub struct ClientConfig {
     /// allowed, and so is a client that sends no Origin.
     pub allowed_origins: Vec<String>,
     /// Interval of pings to clients, in milliseconds.
+    #[schemars(range(min = 1_000, max = 3_600_000))]
     pub ping_interval_ms: u64,
     /// How long a client may take to answer a ping, in milliseconds. Less than the interval.
+    #[schemars(range(min = 100, max = 600_000))]
     pub pong_timeout_ms: u64,
     /// How long a connection may take from accept to the end of its WebSocket handshake, in milliseconds.
+    #[schemars(range(min = 100, max = 600_000))]
     pub handshake_timeout_ms: u64,
     /// How long a connection may take from its handshake to a successful connect command, in milliseconds.
+    #[schemars(range(min = 100, max = 600_000))]
     pub stale_close_delay_ms: u64,
     /// How long a connection is kept after its token expired, waiting for a refresh, in milliseconds.
+    #[schemars(range(min = 0, max = 3_600_000))]
     pub expired_close_delay_ms: u64,
     /// The same for a subscription, in milliseconds.
+    #[schemars(range(min = 0, max = 3_600_000))]
     pub expired_sub_close_delay_ms: u64,
     /// How long a peer may take to read its last bytes once its connection closes, in milliseconds.
+    #[schemars(range(min = 100, max = 60_000))]
     pub close_timeout_ms: u64,
     /// How long an unfinished frame or message may stay unfinished, in milliseconds (then 1008).
+    #[schemars(range(min = 100, max = 600_000))]
     pub frame_timeout_ms: u64,
     /// Subscriptions of one connection at the most.
+    #[schemars(range(min = 1, max = 100_000))]
     pub channel_limit: u32,
     /// Length of a channel's name at the most, in bytes.
+    #[schemars(range(min = 1, max = 255))]
     pub channel_bytes_max: u32,
     /// Length of a user's id at the most, in bytes.
+    #[schemars(range(min = 1, max = 255))]
     pub user_bytes_max: u32,
     /// Size of a client's message at the most, in bytes (above: 1009).
+    #[schemars(range(min = 1_024, max = 16_777_216))]
     pub message_bytes_max: u32,
     /// Publications in one history reply at the most.
+    #[schemars(range(min = 1, max = 10_000))]
     pub history_publications_max: u32,
     /// Publications in one recovery at the most; who missed more is not recovered.
+    #[schemars(range(min = 1, max = 10_000))]
     pub recovery_publications_max: u32,
     /// Bytes waiting in one connection's own queue at the most (replies, direct messages; then 3008).
+    #[schemars(range(min = 4_096, max = 1_073_741_824))]
     pub own_queue_bytes_max: u32,
     /// Commands of one connection that wait for another shard or for the bus at the most (then 111).
+    #[schemars(range(min = 1, max = 65_536))]
     pub pending_commands_max: u32,
 }
 
@@ -102,7 +136,7 @@ impl Default for ClientConfig {
 }
 
 /// Keys that verify tokens. Without any, every token is refused.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenConfig {
     /// Secret of HS256, HS384 and HS512.
@@ -120,8 +154,9 @@ pub struct TokenConfig {
 }
 
 /// A value that never shows in logs or in `ringmain check`.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("writeOnly" = true))]
 pub struct Secret(pub String);
 
 impl std::fmt::Debug for Secret {
@@ -131,15 +166,18 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Options of the channels of one namespace.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NamespaceConfig {
     /// Publications kept per channel. 0 makes the namespace ephemeral: no history, no offsets, at
     /// most once.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub history_size: u32,
     /// How long a publication is kept, in milliseconds.
+    #[schemars(range(min = 1_000, max = 31_536_000_000))]
     pub history_ttl_ms: u64,
     /// How long a channel's position (epoch and offset) outlives its last use, in milliseconds.
+    #[schemars(range(min = 1_000, max = 31_536_000_000))]
     pub history_meta_ttl_ms: u64,
     /// Clients may ask for a positioned subscription.
     pub allow_positioning: bool,
@@ -182,8 +220,10 @@ pub struct NamespaceConfig {
     /// What happens to a subscriber that falls behind the channel's log.
     pub slow_consumer: SlowConsumer,
     /// A reader is stalled when its socket takes no byte for this long while bytes wait, in milliseconds.
+    #[schemars(range(min = 100, max = 600_000))]
     pub stall_ms: u64,
     /// Bytes that a channel's log keeps for subscribers who are behind, per codec, at the most.
+    #[schemars(range(min = 16_384, max = 1_073_741_824))]
     pub log_bytes_max: u32,
     /// Channels of a high priority are served before the others in each turn of the loop.
     pub priority: Priority,
@@ -223,7 +263,7 @@ impl Default for NamespaceConfig {
 }
 
 /// What recovery gives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RecoveryMode {
     /// Every publication that was missed, or none and a flag.
@@ -234,7 +274,7 @@ pub enum RecoveryMode {
 }
 
 /// What happens to a subscriber that falls behind the tail of a channel's log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SlowConsumer {
     /// Catch up from history; where history does not reach, be told (unsubscribe 2500).
@@ -247,7 +287,7 @@ pub enum SlowConsumer {
 }
 
 /// Order of service among channels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// Served first.
@@ -259,26 +299,35 @@ pub enum Priority {
 
 /// Maxima of one shard. Their sum, plus slots times the fixed bytes, is the worst case that
 /// `ringmain check` adds up.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
     /// Connections of one shard at the most (its direct-descriptor table; RLIMIT_NOFILE caps it).
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub connections_per_shard: u32,
     /// Channels known to one shard at the most (then 106 to subscribers and publishers).
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub channels_per_shard: u32,
     /// Bytes in own queues at the most (then the reader stalled longest is closed with 3008).
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
     pub own_pool_bytes: u64,
     /// Bytes in channel logs at the most (then the longest log is cut).
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
     pub log_pool_bytes: u64,
     /// Bytes in histories at the most (then the oldest entries go).
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
     pub history_pool_bytes: u64,
     /// Bytes in partial frames and handshakes at the most (then the slowest is closed with 1008).
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
     pub partial_pool_bytes: u64,
     /// Messages that wait for one other shard at the most (then publishes are refused).
+    #[schemars(range(min = 16, max = 16_777_216))]
     pub mesh_pending_max: u32,
     /// Batches of one shard in another's inbox at the most.
+    #[schemars(range(min = 1, max = 1_024))]
     pub mesh_credits: u32,
     /// Commands of the control plane in a shard's inbox at the most (then 503).
+    #[schemars(range(min = 16, max = 1_048_576))]
     pub control_inbox_max: u32,
 }
 
