@@ -1,0 +1,193 @@
+//! The canonical publication record: one publication as bytes, neutral to every client protocol.
+//!
+//! Owns the layout in which publications lie in history rings and travel between shards and nodes.
+//! Must not know channels, epochs' meaning, or client codecs. Reading is zero-copy; a record tells
+//! its own length, so that records are walked in a contiguous buffer.
+//!
+//! Layout, little endian: the fixed part
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 4 | total length of the record, these four included |
+//! | 4 | length of `data` |
+//! | 8 | offset |
+//! | 8 | time in milliseconds |
+//! | 2 | length of the packed tags |
+//! | 1 | flags: 1 info, 2 conn_info, 4 chan_info, 8 epoch |
+//! | 1 | zero |
+//!
+//! then `data`, the packed tags, and what the flags announce, each with its length before it: user
+//! (u16), client (u16), conn_info (u32), chan_info (u32), epoch (u16).
+//!
+//! Invariant: whatever [`Publication::write_record`] wrote, [`Publication::read_record`] reads back
+//! equal, whatever follows it in the buffer.
+
+use std::borrow::Cow;
+
+use crate::message::{ClientInfo, Publication};
+use crate::tags::Tags;
+
+/// Bytes of the fixed part.
+pub const RECORD_HEADER_BYTES: usize = 28;
+
+const FLAG_INFO: u8 = 1;
+const FLAG_CONN_INFO: u8 = 2;
+const FLAG_CHAN_INFO: u8 = 4;
+const FLAG_EPOCH: u8 = 8;
+
+impl<'a> Publication<'a> {
+    /// Exact length of this publication's record, in bytes.
+    pub fn record_len(&self) -> usize {
+        let info = self.info.map_or(0, |info| {
+            4 + info.user.len()
+                + info.client.len()
+                + info.conn_info.map_or(0, |bytes| 4 + bytes.len())
+                + info.chan_info.map_or(0, |bytes| 4 + bytes.len())
+        });
+        let epoch = self.epoch.as_ref().map_or(0, |epoch| 2 + epoch.len());
+        RECORD_HEADER_BYTES + self.data.len() + self.tags.packed().len() + info + epoch
+    }
+
+    /// Appends the record to `out`; returns its length.
+    ///
+    /// Lengths beyond the layout's fields (4 GiB of data, 64 KiB of user, client or epoch) are
+    /// excluded by the limits in force long before; user, client and epoch are cut at a character
+    /// boundary rather than written wrong.
+    pub fn write_record(&self, out: &mut Vec<u8>) -> usize {
+        let start = out.len();
+        out.reserve(self.record_len());
+        let mut header = [0u8; RECORD_HEADER_BYTES];
+        header[4..8].copy_from_slice(&len_u32(self.data).to_le_bytes());
+        header[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        header[16..24].copy_from_slice(&self.time_ms.to_le_bytes());
+        header[24..26].copy_from_slice(&(self.tags.packed().len() as u16).to_le_bytes());
+        header[26] = self.record_flags();
+        out.extend_from_slice(&header);
+        out.extend_from_slice(self.data);
+        out.extend_from_slice(self.tags.packed());
+        if let Some(info) = &self.info {
+            put_text(out, info.user);
+            put_text(out, info.client);
+            for bytes in [info.conn_info, info.chan_info].into_iter().flatten() {
+                out.extend_from_slice(&len_u32(bytes).to_le_bytes());
+                out.extend_from_slice(bytes);
+            }
+        }
+        if let Some(epoch) = &self.epoch {
+            put_text(out, epoch);
+        }
+        let total = out.len() - start;
+        out[start..start + 4].copy_from_slice(&(total as u32).to_le_bytes());
+        total
+    }
+
+    /// Reads the record at the start of `bytes`; returns it with its total length, where the next one
+    /// begins. `None`: cut short or not a record.
+    pub fn read_record(bytes: &'a [u8]) -> Option<(Publication<'a>, usize)> {
+        let header = bytes.first_chunk::<RECORD_HEADER_BYTES>()?;
+        let total = u32_at(header, 0) as usize;
+        let record = bytes.get(RECORD_HEADER_BYTES..total)?;
+        let flags = header[26];
+        let (data, rest) = record.split_at_checked(u32_at(header, 4) as usize)?;
+        let tags_len = usize::from(u16::from_le_bytes([header[24], header[25]]));
+        let (tags, rest) = rest.split_at_checked(tags_len)?;
+        let mut rest = rest;
+        let info = if flags & FLAG_INFO == 0 { None } else { Some(take_info(&mut rest, flags)?) };
+        let epoch = if flags & FLAG_EPOCH == 0 { None } else { Some(take_text(&mut rest)?) };
+        if !rest.is_empty() {
+            return None;
+        }
+        let publication = Publication {
+            offset: u64_at(header, 8),
+            data,
+            info,
+            tags: Tags::from_packed(tags)?,
+            time_ms: u64_at(header, 16).cast_signed(),
+            epoch: epoch.map(Cow::Borrowed),
+        };
+        Some((publication, total))
+    }
+
+    fn record_flags(&self) -> u8 {
+        let mut flags = 0;
+        if let Some(info) = &self.info {
+            flags |= FLAG_INFO;
+            flags |= if info.conn_info.is_some() { FLAG_CONN_INFO } else { 0 };
+            flags |= if info.chan_info.is_some() { FLAG_CHAN_INFO } else { 0 };
+        }
+        flags | if self.epoch.is_some() { FLAG_EPOCH } else { 0 }
+    }
+}
+
+/// Offset of the record at the start of `bytes`, without reading the rest of it.
+pub fn record_offset(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk::<RECORD_HEADER_BYTES>().map(|header| u64_at(header, 8))
+}
+
+/// Total length of the record at the start of `bytes`; `None` when `bytes` does not hold all of it.
+pub fn record_total(bytes: &[u8]) -> Option<usize> {
+    let total = u32_at(bytes.first_chunk::<RECORD_HEADER_BYTES>()?, 0) as usize;
+    (total >= RECORD_HEADER_BYTES && total <= bytes.len()).then_some(total)
+}
+
+/// Walks the records of a contiguous buffer; ends at its end, or at the first thing that is not a
+/// record.
+pub fn records(bytes: &[u8]) -> Records<'_> {
+    Records(bytes)
+}
+
+/// Iterator of [`records`].
+#[derive(Clone, Debug)]
+pub struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Publication<'a>;
+
+    fn next(&mut self) -> Option<Publication<'a>> {
+        let (publication, total) = Publication::read_record(self.0)?;
+        self.0 = &self.0[total..];
+        Some(publication)
+    }
+}
+
+fn take_info<'a>(rest: &mut &'a [u8], flags: u8) -> Option<ClientInfo<'a>> {
+    let user = take_text(rest)?;
+    let client = take_text(rest)?;
+    let conn_info = if flags & FLAG_CONN_INFO == 0 { None } else { Some(take_bytes(rest)?) };
+    let chan_info = if flags & FLAG_CHAN_INFO == 0 { None } else { Some(take_bytes(rest)?) };
+    Some(ClientInfo { user, client, conn_info, chan_info })
+}
+
+fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (len, tail) = rest.split_first_chunk::<4>()?;
+    let (bytes, tail) = tail.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    *rest = tail;
+    Some(bytes)
+}
+
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let (len, tail) = rest.split_first_chunk::<2>()?;
+    let (text, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
+    *rest = tail;
+    std::str::from_utf8(text).ok()
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    let text = &text[..text.floor_char_boundary(usize::from(u16::MAX))];
+    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn len_u32(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).expect("payloads are bounded far below 4 GiB")
+}
+
+fn u32_at(header: &[u8; RECORD_HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+}
+
+fn u64_at(header: &[u8; RECORD_HEADER_BYTES], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&header[at..at + 8]);
+    u64::from_le_bytes(bytes)
+}
