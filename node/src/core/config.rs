@@ -10,6 +10,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The longest time that a key may name, in milliseconds: one year.
+const YEAR_MS: u64 = 365 * 24 * 3_600 * 1_000;
+/// The largest pool that a key may name, in bytes: 1 TiB, beyond any box.
+const POOL_BYTES_MAX: u64 = 1 << 40;
+
 /// Everything the core reads. Built once, shared by all shards.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -174,10 +179,10 @@ pub struct NamespaceConfig {
     #[schemars(range(min = 0, max = 1_000_000))]
     pub history_size: u32,
     /// How long a publication is kept, in milliseconds.
-    #[schemars(range(min = 1_000, max = 31_536_000_000))]
+    #[schemars(range(min = 1_000, max = YEAR_MS))]
     pub history_ttl_ms: u64,
     /// How long a channel's position (epoch and offset) outlives its last use, in milliseconds.
-    #[schemars(range(min = 1_000, max = 31_536_000_000))]
+    #[schemars(range(min = 1_000, max = YEAR_MS))]
     pub history_meta_ttl_ms: u64,
     /// Clients may ask for a positioned subscription.
     pub allow_positioning: bool,
@@ -309,16 +314,16 @@ pub struct LimitsConfig {
     #[schemars(range(min = 1, max = 16_777_216))]
     pub channels_per_shard: u32,
     /// Bytes in own queues at the most (then the reader stalled longest is closed with 3008).
-    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub own_pool_bytes: u64,
     /// Bytes in channel logs at the most (then the longest log is cut).
-    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub log_pool_bytes: u64,
     /// Bytes in histories at the most (then the oldest entries go).
-    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub history_pool_bytes: u64,
     /// Bytes in partial frames and handshakes at the most (then the slowest is closed with 1008).
-    #[schemars(range(min = 65_536, max = 1_099_511_627_776))]
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub partial_pool_bytes: u64,
     /// Messages that wait for one other shard at the most (then publishes are refused).
     #[schemars(range(min = 16, max = 16_777_216))]
