@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`contract`] | the [`Bus`] trait and its numbered clauses |
-//! | [`epoch`], [`types`], [`records`] | positions, commands, answers, events |
+//! | [`epoch`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
@@ -13,13 +13,14 @@
 
 pub mod contract;
 pub mod epoch;
+pub mod memory;
+pub mod nonce;
 pub mod position;
-pub mod records;
 pub mod types;
 
 pub use contract::{ANSWER_MS_MAX, Bus, HISTORY_LATE_MS, LOSS_VISIBLE_MS_MAX};
 pub use epoch::{Epoch, EpochText, Position};
-pub use records::Records;
+
 pub use types::{
     Accepted, BusError, Channel, ChannelId, ChannelOptions, Event, Health, HistoryQuery,
     IDEMPOTENCY_KEY_BYTES_MAX, Outcome, Page, PublicationId, PublishError, Since, Token,

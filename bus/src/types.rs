@@ -4,9 +4,9 @@
 //! Invariant: nothing here says where a channel is stored or how offsets are spaced.
 
 use ringmain_proto::message::Publication;
+use ringmain_proto::record::Records;
 
 use crate::epoch::{Epoch, Position};
-use crate::records::Records;
 
 /// Longest idempotency key of a publication, in bytes. A longer one is refused
 /// ([`PublishError::KeyTooLong`]): the window remembers keys, and its memory is keys times this.
