@@ -9,6 +9,7 @@
 
 pub mod close;
 pub mod codec;
+pub mod json;
 pub mod limits;
 pub mod message;
 pub mod record;

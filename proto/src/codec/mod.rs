@@ -3,6 +3,9 @@
 //! Owns the choice of wire format, and is all that the core sees of it: codecs are leaves. Must not
 //! know frames, sessions, or what a command does.
 
+mod centrifuge;
+
+use crate::json::JsonError;
 use crate::message::{Command, Push, Reply};
 use crate::ws::Opcode;
 
@@ -35,21 +38,38 @@ pub enum DecodeError {
     Ambiguous,
 }
 
+impl From<JsonError> for DecodeError {
+    fn from(error: JsonError) -> Self {
+        match error {
+            JsonError::Syntax => Self::Syntax,
+            JsonError::Type => Self::Type,
+            JsonError::Depth => Self::Limit,
+        }
+    }
+}
+
 impl Codec {
-    /// The commands of one WebSocket message, in order. Ends after the first error.
+    /// The commands of one WebSocket message, in order. Ends after the first error, which comes after
+    /// the commands before it: an empty message and a blank line are errors too.
     pub fn decode<'a>(self, message: &'a [u8]) -> Commands<'a> {
-        let _ = message;
-        Commands { rest: None }
+        match (self, simdutf8::basic::from_utf8(message)) {
+            (Self::Json, Ok(text)) => Commands { state: State::JsonLines(text) },
+            (Self::Json, Err(_)) => Commands { state: State::Failed(DecodeError::Utf8) },
+        }
     }
 
     /// Appends the reply to command `id`: the payload only, no frame header, no separator.
     pub fn encode_reply(self, id: u32, reply: &Reply<'_>, out: &mut Vec<u8>) {
-        let _ = (id, reply, out);
+        match self {
+            Self::Json => centrifuge::reply(id, reply, out),
+        }
     }
 
     /// Appends a push: the payload only, no frame header, no separator.
     pub fn encode_push(self, push: &Push<'_>, out: &mut Vec<u8>) {
-        let _ = (push, out);
+        match self {
+            Self::Json => centrifuge::push(push, out),
+        }
     }
 
     /// Frame type of this format's messages.
@@ -77,14 +97,37 @@ impl Codec {
 /// Iterator of [`Codec::decode`].
 #[derive(Clone, Debug)]
 pub struct Commands<'a> {
-    rest: Option<&'a str>,
+    state: State<'a>,
+}
+
+#[derive(Clone, Debug)]
+enum State<'a> {
+    /// What is left of a message, from the start of a line.
+    JsonLines(&'a str),
+    /// Nothing was decodable; to be told once.
+    Failed(DecodeError),
+    Ended,
 }
 
 impl<'a> Iterator for Commands<'a> {
     type Item = Result<Command<'a>, DecodeError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        self.rest.take()?;
-        None
+        let text = match self.state {
+            State::JsonLines(text) => text,
+            State::Failed(error) => {
+                self.state = State::Ended;
+                return Some(Err(error));
+            }
+            State::Ended => return None,
+        };
+        let (line, rest) = match memchr::memchr(b'\n', text.as_bytes()) {
+            Some(at) => (&text[..at], &text[at + 1..]),
+            None => (text, ""),
+        };
+        let command = centrifuge::command(line);
+        self.state = if rest.is_empty() || command.is_err() { State::Ended } else { State::JsonLines(rest) };
+        Some(command)
     }
 }
