@@ -191,3 +191,102 @@ fn u64_at(header: &[u8; RECORD_HEADER_BYTES], at: usize) -> u64 {
     bytes.copy_from_slice(&header[at..at + 8]);
     u64::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tags::TagsBuf;
+
+    fn write(publications: &[Publication<'_>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for publication in publications {
+            let start = out.len();
+            let written = publication.write_record(&mut out);
+            assert_eq!(written, publication.record_len());
+            assert_eq!(out.len() - start, written);
+        }
+        out
+    }
+
+    #[test]
+    fn records_are_walked_in_one_buffer() {
+        let mut tags = TagsBuf::new();
+        tags.push("key", "gold").unwrap();
+        let bare = Publication { offset: 1, data: b"{}", ..Publication::default() };
+        let full = Publication {
+            offset: u64::MAX,
+            data: br#"{"text":"hi"}"#,
+            info: Some(ClientInfo {
+                user: "ünal",
+                client: "c1",
+                conn_info: Some(b"{\"a\":1}"),
+                chan_info: Some(b""),
+            }),
+            tags: tags.as_tags(),
+            time_ms: -5,
+            epoch: Some("epoch".into()),
+        };
+        let last = Publication { offset: 3, ..Publication::default() };
+        let buffer = write(&[bare.clone(), full.clone(), last.clone()]);
+        assert_eq!(records(&buffer).collect::<Vec<_>>(), [bare.clone(), full, last]);
+        assert_eq!(record_offset(&buffer), Some(1));
+        assert_eq!(record_total(&buffer), Some(bare.record_len()));
+        assert_eq!(record_total(&buffer[..20]), None);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_no_record() {
+        let info = ClientInfo { user: "u", client: "c", conn_info: Some(b"1"), chan_info: None };
+        let publication =
+            Publication { data: b"1", info: Some(info), epoch: Some("e".into()), ..Publication::default() };
+        let record = write(&[publication]);
+        for cut in 0..record.len() {
+            assert_eq!(Publication::read_record(&record[..cut]), None, "cut at {cut}");
+        }
+    }
+
+    prop_compose! {
+        fn any_info()(
+            user in ".{0,20}", client in ".{0,20}",
+            conn_info in prop::option::of(prop::collection::vec(any::<u8>(), 0..30)),
+            chan_info in prop::option::of(prop::collection::vec(any::<u8>(), 0..30)),
+        ) -> (String, String, Option<Vec<u8>>, Option<Vec<u8>>) { (user, client, conn_info, chan_info) }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            offset: u64, time_ms: i64,
+            data in prop::collection::vec(any::<u8>(), 0..200),
+            info in prop::option::of(any_info()),
+            pairs in prop::collection::vec((".{0,10}", ".{0,10}"), 0..4),
+            epoch in prop::option::of(".{0,20}"),
+            after in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut tags = TagsBuf::new();
+            for (key, value) in &pairs {
+                tags.push(key, value).unwrap();
+            }
+            let info = info.as_ref().map(|(user, client, conn_info, chan_info)| ClientInfo {
+                user, client, conn_info: conn_info.as_deref(), chan_info: chan_info.as_deref(),
+            });
+            let epoch = epoch.as_deref().map(Cow::Borrowed);
+            let publication =
+                Publication { offset, data: &data, info, tags: tags.as_tags(), time_ms, epoch };
+            let mut buffer = write(std::slice::from_ref(&publication));
+            let total = buffer.len();
+            buffer.extend_from_slice(&after);
+            prop_assert_eq!(Publication::read_record(&buffer), Some((publication, total)));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
+            if let Some((publication, total)) = Publication::read_record(&bytes) {
+                prop_assert!(total <= bytes.len());
+                prop_assert!(publication.data.len() <= total);
+            }
+        }
+    }
+}

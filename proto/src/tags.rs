@@ -126,3 +126,40 @@ impl TagsBuf {
         self.0.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_come_back_in_order() {
+        let mut tags = TagsBuf::new();
+        assert!(tags.as_tags().is_empty());
+        for (key, value) in [("b", "1"), ("", ""), ("ä", "2"), ("b", "3")] {
+            tags.push(key, value).unwrap();
+        }
+        let tags = tags.as_tags();
+        let pairs: Vec<_> = tags.iter().collect();
+        assert_eq!(pairs, [("b", "1"), ("", ""), ("ä", "2"), ("b", "3")]);
+        assert_eq!((tags.get("b"), tags.get("c")), (Some("3"), None));
+        assert_eq!(Tags::from_packed(tags.packed()), Some(tags));
+    }
+
+    #[test]
+    fn the_limit_is_exact() {
+        let mut tags = TagsBuf::new();
+        let most = "x".repeat(TAGS_BYTES_MAX - PAIR_HEADER_BYTES - 1);
+        assert_eq!(tags.push("kk", &most), Err(TagsFull));
+        assert!(tags.as_tags().is_empty(), "nothing was added");
+        assert_eq!(tags.push("k", &most), Ok(()));
+        assert_eq!(tags.push("", ""), Err(TagsFull));
+        assert_eq!(TagsBuf::new().push("k", &"x".repeat(70_000)), Err(TagsFull));
+    }
+
+    #[test]
+    fn what_is_not_a_packed_list_is_refused() {
+        for packed in [&[1u8, 0, 0][..], &[1, 0, 0, 0], &[1, 0, 0, 0, 0xff], &[0, 0, 1, 0, 0xff]] {
+            assert_eq!(Tags::from_packed(packed), None, "{packed:?}");
+        }
+    }
+}

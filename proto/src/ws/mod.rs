@@ -4,11 +4,41 @@
 //! the functions of [`write`] put frame headers around what is sent. Must not know the handshake (see
 //! `http`), what messages mean, or how answers to pings and closes are queued.
 
+mod header;
+mod mask;
 mod reader;
 mod write;
 
-pub use reader::{Chunk, Event, Reader, WsError};
+use crate::close::CloseReason;
+pub use reader::{Chunk, Event, Reader};
+
 pub use write::{FrameStart, begin_frame, finish_frame, frame_header, write_close, write_frame};
+
+/// What a client did wrong; the connection closes with [`WsError::close_reason`]. Always the peer's
+/// fault; nothing after it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WsError {
+    /// A broken rule of framing: closes with 1002.
+    #[error("websocket protocol: {0}")]
+    Protocol(&'static str),
+    /// A text message or a close reason that is not UTF-8: closes with 1007.
+    #[error("text is not valid UTF-8")]
+    Utf8,
+    /// A message larger than the limit, seen at its header: closes with 1009.
+    #[error("message too big")]
+    TooBig,
+}
+
+impl WsError {
+    /// How the connection closes.
+    pub fn close_reason(self) -> CloseReason {
+        match self {
+            Self::Protocol(_) => CloseReason::WsProtocol,
+            Self::Utf8 => CloseReason::InvalidUtf8,
+            Self::TooBig => CloseReason::MessageTooBig,
+        }
+    }
+}
 
 /// Frame types (RFC 6455 section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 
-use super::Opcode;
-use crate::close::CloseReason;
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::header::{self, CLIENT_HEADER_BYTES_MAX, FrameHeader};
+use super::mask::unmask;
+use super::{Opcode, WsError};
 
 /// Received bytes on their way through a [`Reader`]: what is not yet consumed.
 ///
@@ -61,32 +64,6 @@ pub enum Event<'c> {
     },
 }
 
-/// What a client did wrong; the connection closes with [`WsError::close_reason`]. Always the peer's
-/// fault; nothing after it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WsError {
-    /// A broken rule of framing: closes with 1002.
-    #[error("websocket protocol: {0}")]
-    Protocol(&'static str),
-    /// A text message or a close reason that is not UTF-8: closes with 1007.
-    #[error("text is not valid UTF-8")]
-    Utf8,
-    /// A message larger than the limit, seen at its header: closes with 1009.
-    #[error("message too big")]
-    TooBig,
-}
-
-impl WsError {
-    /// How the connection closes.
-    pub fn close_reason(self) -> CloseReason {
-        match self {
-            Self::Protocol(_) => CloseReason::WsProtocol,
-            Self::Utf8 => CloseReason::InvalidUtf8,
-            Self::TooBig => CloseReason::MessageTooBig,
-        }
-    }
-}
-
 /// Incremental reader of one connection's frames.
 ///
 /// ```
@@ -100,12 +77,13 @@ impl WsError {
 /// ```
 #[derive(Debug, Default)]
 pub struct Reader {
+    /// What is held between chunks; `None` when the last chunk ended with a whole message.
     partial: Option<Box<Partial>>,
+    /// A close frame or an error was seen.
     ended: bool,
 }
 
-#[derive(Debug)]
-struct Partial {}
+const _: () = assert!(size_of::<Reader>() <= 32, "an idle connection pays for a reader");
 
 impl Reader {
     /// A reader at the start of a connection.
@@ -123,12 +101,240 @@ impl Reader {
         chunk: &mut Chunk<'c>,
         message_bytes_max: usize,
     ) -> Result<Option<Event<'c>>, WsError> {
-        let _ = (chunk.take(0), message_bytes_max, self.ended);
-        Ok(None)
+        if self.ended {
+            *chunk = Chunk::default();
+            return Ok(None);
+        }
+        let result = self.advance(chunk, message_bytes_max);
+        if matches!(result, Err(_) | Ok(Some(Event::Close { .. }))) {
+            self.ended = true;
+            self.partial = None;
+            *chunk = Chunk::default();
+        }
+        result
     }
 
     /// Heap bytes held for a partial frame or message; 0 when idle.
     pub fn buffered_bytes(&self) -> usize {
-        self.partial.as_ref().map_or(0, |_| 0)
+        self.partial.as_ref().map_or(0, |partial| {
+            size_of::<Partial>() + partial.message.capacity() + partial.control.capacity()
+        })
+    }
+
+    fn advance<'c>(&mut self, chunk: &mut Chunk<'c>, max: usize) -> Result<Option<Event<'c>>, WsError> {
+        loop {
+            if let Some(frame) = self.partial.as_mut().and_then(|partial| partial.frame.take()) {
+                match self.continue_frame(frame, chunk, max)? {
+                    Step::Event(event) => return Ok(Some(event)),
+                    Step::FrameDone => {}
+                    Step::NeedsBytes => return Ok(None),
+                }
+            }
+            let Some(header) = self.next_header(chunk)? else {
+                return Ok(None);
+            };
+            let frame = self.admit(header, max)?;
+            let in_message = self.partial.as_ref().is_some_and(|partial| partial.message_opcode.is_some());
+            let is_whole = frame.remaining <= chunk.remaining();
+            if is_whole && (frame.opcode.is_control() || (frame.fin && !in_message)) {
+                let payload = chunk.take(frame.remaining);
+                unmask(payload, frame.mask, 0);
+                self.free_if_idle();
+                return whole(frame.opcode, Cow::Borrowed(payload)).map(Some);
+            }
+            self.partial.get_or_insert_default().frame = Some(frame);
+        }
+    }
+
+    /// The next frame's header, taken from the chunk and what the last one left of it.
+    fn next_header(&mut self, chunk: &mut Chunk<'_>) -> Result<Option<FrameHeader>, WsError> {
+        let held = self.partial.as_ref().map_or(0, |partial| partial.header_len);
+        if held == 0 {
+            if let Some((header, header_len)) = header::parse(chunk.rest)? {
+                chunk.take(header_len);
+                return Ok(Some(header));
+            }
+            if chunk.is_empty() {
+                return Ok(None);
+            }
+        }
+        let partial = self.partial.get_or_insert_default();
+        while !chunk.is_empty() {
+            partial.header[partial.header_len] = chunk.take(1)[0];
+            partial.header_len += 1;
+            if let Some((header, header_len)) = header::parse(&partial.header[..partial.header_len])? {
+                debug_assert_eq!(header_len, partial.header_len);
+                partial.header_len = 0;
+                return Ok(Some(header));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether this frame may come now, and how much it may hold.
+    fn admit(&self, header: FrameHeader, max: usize) -> Result<Frame, WsError> {
+        let FrameHeader { opcode, fin, mask, payload_len } = header;
+        let frame = |remaining| Frame { opcode, fin, mask, remaining, unmasked: 0 };
+        if opcode.is_control() {
+            return Ok(frame(payload_len as usize));
+        }
+        let (message_opcode, message_len) = self
+            .partial
+            .as_ref()
+            .map_or((None, 0), |partial| (partial.message_opcode, partial.message.len()));
+        match (opcode, message_opcode) {
+            (Opcode::Continuation, None) => Err(WsError::Protocol("continuation of nothing")),
+            (Opcode::Text | Opcode::Binary, Some(_)) => {
+                Err(WsError::Protocol("a new message within a fragmented one"))
+            }
+            _ if payload_len > max.saturating_sub(message_len) as u64 => Err(WsError::TooBig),
+            _ => Ok(frame(payload_len as usize)),
+        }
+    }
+
+    /// Takes what the chunk has of a frame that does not go the short way.
+    fn continue_frame<'c>(
+        &mut self,
+        mut frame: Frame,
+        chunk: &mut Chunk<'c>,
+        max: usize,
+    ) -> Result<Step<'c>, WsError> {
+        let partial = self.partial.get_or_insert_default();
+        let bytes = chunk.take(frame.remaining.min(chunk.remaining()));
+        unmask(bytes, frame.mask, frame.unmasked);
+        let still_remaining = frame.remaining - bytes.len();
+        if frame.opcode.is_control() {
+            partial.control.extend_from_slice(bytes);
+        } else {
+            partial.append(bytes, &frame, max)?;
+        }
+        frame.unmasked += bytes.len();
+        frame.remaining = still_remaining;
+        if still_remaining > 0 {
+            partial.frame = Some(frame);
+            return Ok(Step::NeedsBytes);
+        }
+        let event = if frame.opcode.is_control() {
+            whole(frame.opcode, Cow::Owned(std::mem::take(&mut partial.control)))?
+        } else if frame.fin {
+            partial.finish_message()?
+        } else {
+            return Ok(Step::FrameDone);
+        };
+        self.free_if_idle();
+        Ok(Step::Event(event))
+    }
+
+    fn free_if_idle(&mut self) {
+        if self.partial.as_ref().is_some_and(|partial| partial.message_opcode.is_none()) {
+            self.partial = None;
+        }
     }
 }
+
+/// A frame whose payload is being read.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    opcode: Opcode,
+    fin: bool,
+    mask: [u8; 4],
+    /// Payload bytes still to come.
+    remaining: usize,
+    /// Payload bytes taken.
+    unmasked: usize,
+}
+
+/// What [`Reader::continue_frame`] came to.
+enum Step<'c> {
+    Event(Event<'c>),
+    FrameDone,
+    NeedsBytes,
+}
+
+/// What a reader holds between chunks. Freed as soon as nothing of it is needed.
+#[derive(Debug, Default)]
+struct Partial {
+    /// A header cut short: its first `header_len` bytes.
+    header: [u8; CLIENT_HEADER_BYTES_MAX],
+    header_len: usize,
+    /// The frame whose payload is awaited.
+    frame: Option<Frame>,
+    /// Text or Binary, while a message is being put together.
+    message_opcode: Option<Opcode>,
+    /// Payload of that message, unmasked.
+    message: Vec<u8>,
+    /// How much of it is known to be UTF-8.
+    checked: usize,
+    /// Payload of a control frame.
+    control: Vec<u8>,
+}
+
+impl Partial {
+    /// Adds to the message, and fails at the first byte that cannot belong to UTF-8 text.
+    fn append(&mut self, bytes: &[u8], frame: &Frame, max: usize) -> Result<(), WsError> {
+        if frame.opcode != Opcode::Continuation {
+            self.message_opcode = Some(frame.opcode);
+        }
+        // Grow by doubling, but never beyond what may still come.
+        let needed = self.message.len() + bytes.len();
+        if needed > self.message.capacity() {
+            let most = if frame.fin { self.message.len() + frame.remaining } else { max };
+            let target = needed.max(self.message.capacity() * 2).min(most.max(needed));
+            self.message.reserve_exact(target - self.message.len());
+        }
+        self.message.extend_from_slice(bytes);
+        if self.message_opcode == Some(Opcode::Text) {
+            self.checked += match simdutf8::compat::from_utf8(&self.message[self.checked..]) {
+                Ok(text) => text.len(),
+                Err(error) if error.error_len().is_some() => return Err(WsError::Utf8),
+                Err(error) => error.valid_up_to(),
+            };
+        }
+        Ok(())
+    }
+
+    fn finish_message<'c>(&mut self) -> Result<Event<'c>, WsError> {
+        let payload = std::mem::take(&mut self.message);
+        let checked = std::mem::take(&mut self.checked);
+        match self.message_opcode.take() {
+            Some(Opcode::Text) if checked < payload.len() => Err(WsError::Utf8),
+            opcode => {
+                Ok(Event::Message { opcode: opcode.unwrap_or(Opcode::Binary), payload: Cow::Owned(payload) })
+            }
+        }
+    }
+}
+
+/// The event of a message that came in one frame, or of a control frame.
+fn whole(opcode: Opcode, payload: Cow<'_, [u8]>) -> Result<Event<'_>, WsError> {
+    match opcode {
+        Opcode::Text if simdutf8::basic::from_utf8(&payload).is_err() => Err(WsError::Utf8),
+        Opcode::Text | Opcode::Binary | Opcode::Continuation => Ok(Event::Message { opcode, payload }),
+        Opcode::Ping => Ok(Event::Ping(payload)),
+        Opcode::Pong => Ok(Event::Pong(payload)),
+        Opcode::Close => close(payload),
+    }
+}
+
+/// A close frame's body (RFC 6455 sections 5.5.1 and 7.4).
+fn close(payload: Cow<'_, [u8]>) -> Result<Event<'_>, WsError> {
+    let Some(code) = payload.first_chunk::<2>() else {
+        return match payload.len() {
+            0 => Ok(Event::Close { code: None, reason: Cow::Borrowed("") }),
+            _ => Err(WsError::Protocol("close frame of one byte")),
+        };
+    };
+    let code = u16::from_be_bytes(*code);
+    if !CloseCode::from(code).is_allowed() {
+        return Err(WsError::Protocol("close code is not allowed"));
+    }
+    let reason = match payload {
+        Cow::Borrowed(bytes) => std::str::from_utf8(&bytes[2..]).ok().map(Cow::Borrowed),
+        Cow::Owned(bytes) => std::str::from_utf8(&bytes[2..]).ok().map(|text| Cow::Owned(text.to_owned())),
+    };
+    Ok(Event::Close { code: Some(code), reason: reason.ok_or(WsError::Utf8)? })
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
