@@ -95,10 +95,13 @@ impl History {
     /// `entries_max`.
     pub(super) fn append(&mut self, record: &[u8], tick: u32, entries_max: u32) {
         assert!(self.count < entries_max && !record.is_empty());
-        if self.place(record.len()).is_none() {
-            self.rebuild(self.grown_data_bytes(record.len()));
-        }
-        let start = self.place(record.len()).expect("the ring has just been grown for this record");
+        let start = match self.place(record.len()) {
+            Some(start) => start,
+            None => {
+                self.rebuild(self.grown_data_bytes(record.len()));
+                self.end as usize
+            }
+        };
         if start < self.end as usize {
             self.wrap = self.end;
         }

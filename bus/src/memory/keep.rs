@@ -43,19 +43,20 @@ impl EmbeddedBus {
         let length = self.scratch.len();
         let ttl_ticks = slots::ticks(channel.options.history_ttl_ms);
         let Some(slot) = self.slots.get_mut(channel.id) else { return };
-        let before = match &mut slot.history {
+        let (before, after) = match &mut slot.history {
             Some(history) => {
                 history.ttl_ticks = ttl_ticks;
                 let expired = history.expired(tick);
                 self.counters.expired += u64::from(expired);
                 history.drop_front(expired.max(history.count().saturating_sub(size - 1)));
-                history.footprint()
+                if history.fits(length) {
+                    // The steady state: nothing grows, so the pool has nothing to say.
+                    history.append(&self.scratch, tick, size);
+                    return;
+                }
+                (history.footprint(), history.footprint_after(length, size))
             }
-            None => 0,
-        };
-        let after = match &slot.history {
-            Some(history) => history.footprint_after(length, size),
-            None => History::footprint_of_first(length),
+            None => (0, History::footprint_of_first(length)),
         };
         if !self.pool.has_room(before, after) && !self.make_room(channel.id, before, after) {
             self.keep_within_own(tick, channel);
@@ -89,7 +90,7 @@ impl EmbeddedBus {
             return false;
         }
         for _ in 0..EVICTIONS_PER_PUBLISH_MAX {
-            let Some(victim) = self.silent_longest(publisher) else { break };
+            let Some(victim) = self.unused_longest(publisher) else { break };
             self.counters.histories_evicted += 1;
             self.counters.publications_evicted += u64::from(self.drop_history(victim));
             if self.pool.has_room(before, after) {
@@ -100,7 +101,7 @@ impl EmbeddedBus {
     }
 
     /// The holder, among a few, whose channel was used longest ago.
-    fn silent_longest(&mut self, publisher: ChannelId) -> Option<ChannelId> {
+    fn unused_longest(&mut self, publisher: ChannelId) -> Option<ChannelId> {
         let mut oldest: Option<(u32, ChannelId)> = None;
         let now = self.slots.get(publisher).map_or(0, Slot::last_use);
         for _ in 0..EVICTION_SAMPLES.min(self.pool.holders()) {

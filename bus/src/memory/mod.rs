@@ -6,7 +6,7 @@
 //! Invariants:
 //! - Offsets are dense and start at 1; the history is always the newest `count` of them.
 //! - History memory never exceeds [`MemoryOptions::history_bytes_max`]. When a publication finds the pool
-//!   full, the channel that was silent longest among a few under a hand that goes around loses its whole
+//!   full, the channel that was used longest ago among a few under a hand that goes around loses its whole
 //!   history (its position stays, so its subscribers are told that they cannot recover). When that does not
 //!   make enough room within a bounded number of steps, the publishing channel's own oldest go; if even
 //!   that is not enough, the publication is delivered and not kept.
