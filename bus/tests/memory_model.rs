@@ -68,7 +68,7 @@ fn options_of(channel: u32, step: usize) -> ChannelOptions {
         0 => ChannelOptions { history_size: 5, history_ttl_ms: 2_000, meta_ttl_ms: 4_000 },
         1 => ChannelOptions { history_size: 1, history_ttl_ms: 60_000, meta_ttl_ms: 60_000 },
         2 => {
-            let history_size = if step / 20 % 2 == 0 { 12 } else { 3 };
+            let history_size = if (step / 20).is_multiple_of(2) { 12 } else { 3 };
             ChannelOptions { history_size, history_ttl_ms: 5_000, meta_ttl_ms: 1_000 }
         }
         _ => ChannelOptions::EPHEMERAL,
