@@ -9,9 +9,11 @@
 
 pub mod close;
 pub mod codec;
+pub mod http;
 pub mod json;
 pub mod limits;
 pub mod message;
+pub mod proxy;
 pub mod record;
 pub mod tags;
 pub mod time;

@@ -2,7 +2,7 @@
 //!
 //! Owns frames in both directions: [`Reader`] turns received bytes into messages and control frames,
 //! the functions of [`write`] put frame headers around what is sent. Must not know the handshake (see
-//! `http`), what messages mean, or how answers to pings and closes are queued.
+//! [`http`](crate::http)), what messages mean, or how answers to pings and closes are queued.
 
 mod header;
 mod mask;
