@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`contract`] | the [`Bus`] trait and its numbered clauses |
-//! | [`epoch`], [`types`] | positions, commands, answers, events |
+//! | [`epoch`], [`nonce`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
@@ -16,6 +16,7 @@ pub mod epoch;
 pub mod memory;
 pub mod nonce;
 pub mod position;
+pub mod sim;
 pub mod types;
 
 pub use contract::{ANSWER_MS_MAX, Bus, HISTORY_LATE_MS, LOSS_VISIBLE_MS_MAX};
