@@ -24,10 +24,11 @@ pub struct Command<'a> {
 /// The body of a [`Command`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request<'a> {
-    /// Authenticate and start the session.
-    Connect(ConnectRequest<'a>),
+    /// Authenticate and start the session. Boxed, as is subscribe: they are rare and large, and every
+    /// command would be moved at their size.
+    Connect(Box<ConnectRequest<'a>>),
     /// Join a channel.
-    Subscribe(SubscribeRequest<'a>),
+    Subscribe(Box<SubscribeRequest<'a>>),
     /// Leave a channel.
     Unsubscribe {
         /// Channel name, unchecked.

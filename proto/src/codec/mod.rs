@@ -109,6 +109,16 @@ enum State<'a> {
     Ended,
 }
 
+impl<'a> Commands<'a> {
+    /// What is not decoded yet: a message of its own, empty at the end.
+    pub fn rest(&self) -> &'a [u8] {
+        match self.state {
+            State::JsonLines(text) => text.as_bytes(),
+            State::Failed(_) | State::Ended => &[],
+        }
+    }
+}
+
 impl<'a> Iterator for Commands<'a> {
     type Item = Result<Command<'a>, DecodeError>;
 

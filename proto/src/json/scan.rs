@@ -40,10 +40,17 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         loop {
-            let key = self.string_here()?;
+            let unescaped;
+            let key = match self.plain_string() {
+                Some(key) => key,
+                None => {
+                    unescaped = self.string_escaped()?;
+                    &unescaped
+                }
+            };
             self.skip_whitespace();
             self.expect(b':')?;
-            field(self, &key)?;
+            field(self, key)?;
             self.skip_whitespace();
             if self.take(b',') {
                 self.skip_whitespace();
@@ -66,7 +73,10 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         loop {
-            let key = self.string_here()?;
+            let key = match self.plain_string() {
+                Some(key) => Cow::Borrowed(key),
+                None => Cow::Owned(self.string_escaped()?),
+            };
             self.skip_whitespace();
             self.expect(b':')?;
             entry(self, key)?;
@@ -96,9 +106,10 @@ impl<'a> Scanner<'a> {
     #[inline]
     pub fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         self.skip_whitespace();
-        match self.peek() {
-            Some(b'"') => self.string_here(),
-            _ => self.absent(Cow::Borrowed("")),
+        match self.plain_string() {
+            Some(text) => Ok(Cow::Borrowed(text)),
+            None if self.peek() == Some(b'"') => self.string_escaped().map(Cow::Owned),
+            None => self.absent(Cow::Borrowed("")),
         }
     }
 
@@ -184,27 +195,31 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// A string whose opening quote is here.
+    /// The string that begins here, if it is one without escapes (and errors); otherwise nothing is
+    /// consumed.
     #[inline]
-    fn string_here(&mut self) -> Result<Cow<'a, str>, JsonError> {
+    fn plain_string(&mut self) -> Option<&'a str> {
+        if self.peek() != Some(b'"') {
+            return None;
+        }
+        let start = self.position + 1;
+        let end = string_run(self.text.as_bytes(), start);
+        if self.text.as_bytes().get(end) != Some(&b'"') {
+            return None;
+        }
+        self.position = end + 1;
+        self.text.get(start..end)
+    }
+
+    /// The string that must begin here, with whatever escapes.
+    #[cold]
+    fn string_escaped(&mut self) -> Result<String, JsonError> {
         self.expect(b'"')?;
         let start = self.position;
         let bytes = self.text.as_bytes();
-        let end = string_run(bytes, start);
-        if bytes.get(end) == Some(&b'"') {
-            self.position = end + 1;
-            return self.text.get(start..end).map(Cow::Borrowed).ok_or(JsonError::Syntax);
-        }
-        self.string_escaped(start, end)
-    }
-
-    /// The rest of a string that has an escape (or an error) at `at`.
-    #[cold]
-    fn string_escaped(&mut self, start: usize, at: usize) -> Result<Cow<'a, str>, JsonError> {
-        let close = skip::string_rest(self.text.as_bytes(), at)?;
+        let close = skip::string_rest(bytes, string_run(bytes, start))?;
         self.position = close + 1;
-        let body = self.text.get(start..close).ok_or(JsonError::Syntax)?;
-        Ok(Cow::Owned(unescape(body)))
+        self.text.get(start..close).map(unescape).ok_or(JsonError::Syntax)
     }
 
     /// Digits without a leading zero, as an integer; a fraction or an exponent is of another type.

@@ -10,7 +10,16 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// The position of the first byte at or after `at` that is not whitespace.
 #[inline]
-pub(super) fn whitespace(bytes: &[u8], mut at: usize) -> usize {
+pub(super) fn whitespace(bytes: &[u8], at: usize) -> usize {
+    // Messages of machines hold none.
+    match bytes.get(at) {
+        Some(0..=b' ') => whitespace_run(bytes, at),
+        _ => at,
+    }
+}
+
+#[cold]
+fn whitespace_run(bytes: &[u8], mut at: usize) -> usize {
     while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
         at += 1;
     }

@@ -47,8 +47,8 @@ type Method = for<'a> fn(&mut Scanner<'a>) -> Result<Request<'a>>;
 fn method(key: &str) -> Option<Method> {
     Some(match key {
         "publish" => publish,
-        "subscribe" => |scanner| subscribe(scanner).map(Request::Subscribe),
-        "connect" => |scanner| connect(scanner).map(Request::Connect),
+        "subscribe" => |scanner| Ok(Request::Subscribe(Box::new(subscribe(scanner)?))),
+        "connect" => |scanner| Ok(Request::Connect(Box::new(connect(scanner)?))),
         "unsubscribe" => |scanner| Ok(Request::Unsubscribe { channel: one_string(scanner, "channel")? }),
         "presence" => |scanner| Ok(Request::Presence { channel: one_string(scanner, "channel")? }),
         "presence_stats" => |scanner| Ok(Request::PresenceStats { channel: one_string(scanner, "channel")? }),

@@ -81,11 +81,11 @@ fn subscribe_with_everything() {
         tags_filter: Some(br#"{"op":"eq","key":"k","val":"v"}"#),
         kind: 1,
     };
-    check(&message, 2, Request::Subscribe(request));
+    check(&message, 2, Request::Subscribe(request.into()));
     let bare = SubscribeRequest { channel: channel(), ..SubscribeRequest::default() };
     let nulls =
         r#"{"id":2,"subscribe":{"channel":"room:1","token":null,"positioned":null,"offset":null,"tf":null}}"#;
-    check(nulls, 2, Request::Subscribe(bare));
+    check(nulls, 2, Request::Subscribe(bare.into()));
 }
 
 #[test]
@@ -100,9 +100,9 @@ fn connect_as_the_javascript_client_sends_it() {
         subs: vec![("a".into(), SubscribeRequest::default()), ("b".into(), position(6))],
         flag: 1,
     };
-    check(message, 1, Request::Connect(request));
-    check(r#"{"id":1,"connect":{}}"#, 1, Request::Connect(ConnectRequest::default()));
-    check(r#"{"id":1,"connect":{"subs":null}}"#, 1, Request::Connect(ConnectRequest::default()));
+    check(message, 1, Request::Connect(request.into()));
+    check(r#"{"id":1,"connect":{}}"#, 1, Request::Connect(Box::default()));
+    check(r#"{"id":1,"connect":{"subs":null}}"#, 1, Request::Connect(Box::default()));
 }
 
 #[test]
