@@ -139,6 +139,11 @@ pub enum Call {
     },
     /// Each: figures of the shard. Answer: [`Answer::Info`].
     Info,
+    /// Each: what the traffic port's `/ready` says from now on. Answer: [`Answer::Done`].
+    Readiness {
+        /// Green.
+        ready: bool,
+    },
     /// Each: refuse what is new, close what is there with 3001 at this pace. Answer: [`Answer::Done`].
     Drain {
         /// Connections closed per second by this shard.

@@ -4,6 +4,27 @@
 //! runtime, a socket, a clock or a random source; a test of the workspace keeps it so.
 
 pub mod api;
+mod auth;
+mod calls;
+mod channel;
+mod commands;
 pub mod config;
+mod connect;
 pub mod engine;
+mod fanout;
+mod home;
+mod latest;
+mod log;
+pub mod mesh;
 pub mod metrics;
+mod output;
+mod session;
+mod shard;
+mod subscribe;
+mod text;
+mod timer;
+mod timers;
+mod wire;
+
+pub use auth::KeyError;
+pub use shard::{Asset, Core, CoreOptions};

@@ -1,0 +1,309 @@
+//! The channels known to a shard.
+//!
+//! Owns the table by name and index, and of each channel what this shard needs: its position, who is
+//! subscribed here and per which variant, and on its home shard who else holds it. It knows no
+//! session beyond its slot and no socket.
+//!
+//! Invariants:
+//! * a channel's serial is never used again, so a message that names (index, serial) cannot reach a
+//!   later tenant of the index;
+//! * `subs` counts the subscriptions of this shard in every state; members and laggards of its
+//!   variants are those that receive.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use ringmain_bus::ChannelOptions;
+use ringmain_proto::codec::Codec;
+use smallvec::SmallVec;
+
+use super::api::hash_name;
+use super::config::{CoreConfig, NamespaceConfig, SlowConsumer};
+use super::engine::{ShardIndex, Slot};
+use super::home::HomePart;
+use super::latest::Latest;
+use super::log::Log;
+use super::mesh::ChannelRef;
+use super::output::VARIANTS_MAX;
+
+/// How frames of a variant are encoded: what distinguishes the logs of one channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VariantKey {
+    pub(crate) codec: Codec,
+    /// Joins and leaves are part of it.
+    pub(crate) join_leave: bool,
+}
+
+/// Subscribers of this shard that get the same bytes.
+#[derive(Debug)]
+pub(crate) struct Variant {
+    pub(crate) key: VariantKey,
+    /// Caught-up subscribers: they share the log's group cursor.
+    pub(crate) members: SmallVec<[Slot; 2]>,
+    /// Subscribers with a cursor of their own, or waiting for a replay.
+    pub(crate) laggards: SmallVec<[Slot; 2]>,
+    /// Exists while somebody waits for a byte of it.
+    pub(crate) log: Option<Box<Log>>,
+}
+
+/// One channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) name: Arc<str>,
+    pub(crate) serial: u32,
+    pub(crate) namespace: u16,
+    pub(crate) home: ShardIndex,
+    /// Position of the newest publication delivered here; epoch 0: none known.
+    pub(crate) epoch: u64,
+    pub(crate) top: u64,
+    pub(crate) subs: u32,
+    pub(crate) variants: SmallVec<[Variant; 1]>,
+    /// On the home shard, while somebody is subscribed anywhere in the node.
+    pub(crate) home_part: Option<Box<HomePart>>,
+    /// Newest publication per key, in namespaces that skip slow readers forward.
+    pub(crate) latest: Option<Box<Latest>>,
+}
+
+impl Channel {
+    /// The variant for `key`, made if there is room for it.
+    pub(crate) fn variant_for(&mut self, key: VariantKey) -> Option<u8> {
+        if let Some(index) = self.variants.iter().position(|variant| variant.key == key) {
+            return Some(index as u8);
+        }
+        if self.variants.len() >= usize::from(VARIANTS_MAX) {
+            return None;
+        }
+        self.variants.push(Variant { key, members: SmallVec::new(), laggards: SmallVec::new(), log: None });
+        Some(self.variants.len() as u8 - 1)
+    }
+
+    /// Whether this shard has no reason to keep it (the bus may still have one).
+    pub(crate) fn is_unused(&self) -> bool {
+        self.subs == 0 && self.home_part.is_none()
+    }
+}
+
+/// A namespace's options, and what is derived from them.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    pub(crate) config: NamespaceConfig,
+    pub(crate) bus: ChannelOptions,
+}
+
+impl Namespace {
+    fn new(config: &NamespaceConfig) -> Self {
+        Self {
+            config: config.clone(),
+            bus: ChannelOptions {
+                history_size: config.history_size,
+                history_ttl_ms: config.history_ttl_ms,
+                meta_ttl_ms: config.history_meta_ttl_ms,
+            },
+        }
+    }
+
+    pub(crate) fn is_positioned(&self) -> bool {
+        self.config.history_size > 0
+    }
+
+    pub(crate) fn keeps_latest(&self) -> bool {
+        self.config.slow_consumer == SlowConsumer::Latest
+    }
+}
+
+/// All channels of a shard.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    entries: Vec<Option<Channel>>,
+    free: Vec<u32>,
+    by_name: HashTable<u32>,
+    serial: u32,
+    max: usize,
+    shards: u16,
+    namespaces: Vec<(Box<str>, Namespace)>,
+    /// Emptied logs, the last used on top: its lines are still in the cache.
+    spare_logs: Vec<Box<Log>>,
+    log_bytes: usize,
+}
+
+/// Emptied logs kept for reuse at the most.
+const SPARE_LOGS_MAX: usize = 64;
+
+/// Why there is no such channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoChannel {
+    /// Its namespace does not exist.
+    UnknownNamespace,
+    /// The shard knows as many as it may.
+    Full,
+}
+
+impl Channels {
+    pub(crate) fn new(config: &CoreConfig, shards: u16) -> Self {
+        let mut namespaces = vec![("".into(), Namespace::new(&config.channel))];
+        for (name, namespace) in &config.namespaces {
+            namespaces.push((name.as_str().into(), Namespace::new(namespace)));
+        }
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+            by_name: HashTable::new(),
+            serial: 0,
+            max: config.limits.channels_per_shard as usize,
+            shards,
+            namespaces,
+            spare_logs: Vec::new(),
+            log_bytes: 0,
+        }
+    }
+
+    /// The namespace of a channel's name.
+    pub(crate) fn namespace_of(&self, name: &str) -> Option<&Namespace> {
+        self.namespace_index(name).map(|index| self.namespace(index))
+    }
+
+    fn namespace_index(&self, name: &str) -> Option<u16> {
+        let namespace = name.split_once(':').map_or("", |(namespace, _)| namespace);
+        if namespace.is_empty() && name.starts_with(':') {
+            return None;
+        }
+        self.namespaces.iter().position(|(known, _)| **known == *namespace).map(|index| index as u16)
+    }
+
+    pub(crate) fn namespace(&self, index: u16) -> &Namespace {
+        &self.namespaces[usize::from(index)].1
+    }
+
+    /// The index of a channel that is known.
+    pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        let entries = &self.entries;
+        self.by_name
+            .find(hash_name(name), |index| {
+                entries[*index as usize].as_ref().is_some_and(|channel| *channel.name == *name)
+            })
+            .copied()
+    }
+
+    /// The index of a channel, made if need be.
+    pub(crate) fn get_or_create(&mut self, name: &str) -> Result<u32, NoChannel> {
+        if let Some(index) = self.find(name) {
+            return Ok(index);
+        }
+        let namespace = self.namespace_index(name).ok_or(NoChannel::UnknownNamespace)?;
+        if self.by_name.len() >= self.max {
+            return Err(NoChannel::Full);
+        }
+        let index = self.free.pop().unwrap_or(self.entries.len() as u32);
+        if index as usize == self.entries.len() {
+            self.entries.push(None);
+        }
+        self.serial = self.serial.wrapping_add(1);
+        let latest = self.namespace(namespace).keeps_latest().then(Box::default);
+        self.entries[index as usize] = Some(Channel {
+            name: name.into(),
+            serial: self.serial,
+            namespace,
+            home: super::api::home_of(name, self.shards),
+            epoch: 0,
+            top: 0,
+            subs: 0,
+            variants: SmallVec::new(),
+            home_part: None,
+            latest,
+        });
+        let entries = &self.entries;
+        self.by_name.insert_unique(hash_name(name), index, |other| {
+            hash_name(&entries[*other as usize].as_ref().expect("a named channel exists").name)
+        });
+        Ok(index)
+    }
+
+    /// Forgets a channel.
+    pub(crate) fn remove(&mut self, index: u32) {
+        let Some(channel) = self.entries[index as usize].take() else { return };
+        for variant in channel.variants {
+            if let Some(log) = variant.log {
+                self.spare_log(log);
+            }
+        }
+        let entry = self.by_name.find_entry(hash_name(&channel.name), |other| *other == index);
+        if let Ok(entry) = entry {
+            entry.remove();
+        }
+        self.free.push(index);
+    }
+
+    /// A channel by index; the index came from this table and the channel is held by its user.
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> &Channel {
+        self.entries[index as usize].as_ref().expect("a held channel exists")
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, index: u32) -> &mut Channel {
+        self.entries[index as usize].as_mut().expect("a held channel exists")
+    }
+
+    /// A channel by index, if there is one.
+    pub(crate) fn try_get(&self, index: u32) -> Option<&Channel> {
+        self.entries.get(index as usize)?.as_ref()
+    }
+
+    /// A channel by what another shard calls it.
+    pub(crate) fn by_ref(&mut self, member: ChannelRef) -> Option<&mut Channel> {
+        self.entries
+            .get_mut(member.index as usize)?
+            .as_mut()
+            .filter(|channel| channel.serial == member.serial)
+    }
+
+    /// Channels known.
+    pub(crate) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// All channels, with their indices.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Channel)> {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| Some((index as u32, entry.as_ref()?)))
+    }
+
+    /// The log of a variant, taken from the spare ones if it has none: a new one begins after the
+    /// publication `before`. What its appends grew by is to be told by [`Channels::note_log_bytes`].
+    pub(crate) fn log_of(&mut self, index: u32, variant: u8, before: u64) -> &mut Log {
+        let spare = &mut self.spare_logs;
+        let channel = self.entries[index as usize].as_mut().expect("a held channel exists");
+        channel.variants[usize::from(variant)].log.get_or_insert_with(|| {
+            let mut log = spare.pop().unwrap_or_default();
+            log.reset(before);
+            log
+        })
+    }
+
+    /// Takes a variant's log away if nobody needs it.
+    pub(crate) fn release_log_if_done(&mut self, index: u32, variant: u8) {
+        let Some(Some(channel)) = self.entries.get_mut(index as usize) else { return };
+        let Some(variant) = channel.variants.get_mut(usize::from(variant)) else { return };
+        if variant.log.as_ref().is_some_and(|log| log.is_done())
+            && let Some(log) = variant.log.take()
+        {
+            self.spare_log(log);
+        }
+    }
+
+    fn spare_log(&mut self, log: Box<Log>) {
+        self.log_bytes = self.log_bytes.saturating_sub(log.len());
+        if log.worth_keeping() && self.spare_logs.len() < SPARE_LOGS_MAX {
+            self.spare_logs.push(log);
+        }
+    }
+
+    /// Keeps account of the bytes in logs.
+    pub(crate) fn note_log_bytes(&mut self, grown: usize, dropped: usize) {
+        self.log_bytes = (self.log_bytes + grown).saturating_sub(dropped);
+    }
+
+    /// Bytes in the logs of all channels.
+    pub(crate) fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+}

@@ -1,0 +1,365 @@
+//! What shards tell each other, and what waits to be told.
+//!
+//! Owns the messages and one outbox per peer shard. Messages to a channel's home are
+//! [`ToHome`], messages from the home are [`ToMember`]; both keep their order. Publications of
+//! channels with history are not queued here: the outbox only remembers *that* a channel moved, and
+//! the home reads them from history when the peer has credit, so a peer that sleeps costs a cursor.
+//! The outbox knows no inbox, no credit and no doorbell: the loop asks for a batch when it may send.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ringmain_proto::close::ErrorCode;
+
+use super::api::Member;
+use super::engine::{ShardIndex, Slot};
+
+/// One batch between two shards: everything that waited, in order, up to a maximum.
+pub type MeshBatch = Vec<MeshMessage>;
+
+/// Messages in one batch at the most; a receiver's turn is bounded by this times its senders.
+pub const BATCH_MESSAGES_MAX: usize = 1024;
+
+/// A message between two shards.
+#[derive(Debug)]
+pub enum MeshMessage {
+    /// To the channel's home.
+    Home(ToHome),
+    /// From the channel's home.
+    Member(ToMember),
+}
+
+/// Who waits for an answer: a command of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The connection.
+    pub slot: Slot,
+    /// Its serial: a slot is reused, a serial is not.
+    pub serial: u32,
+    /// The command's id (0: nobody is told).
+    pub id: u32,
+}
+
+/// A channel as a member shard knows it: index and serial, so that neither side hashes a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelRef {
+    /// Index in the member shard's table.
+    pub index: u32,
+    /// Serial of that entry.
+    pub serial: u32,
+}
+
+/// Who publishes, subscribes or leaves.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The client's id.
+    pub client: u128,
+    /// The user and the two JSON infos.
+    pub info: Arc<IdentityInfo>,
+}
+
+/// The part of an identity that is on the heap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityInfo {
+    /// User id.
+    pub user: Box<str>,
+    /// JSON of the connection.
+    pub conn_info: Option<Box<[u8]>>,
+    /// JSON of the subscription.
+    pub chan_info: Option<Box<[u8]>>,
+}
+
+/// Where a subscriber wants to go on.
+#[derive(Clone, Debug)]
+pub struct RecoverFrom {
+    /// Offset of the last publication it has.
+    pub offset: u64,
+    /// Epoch as the client gave it; empty: not compared.
+    pub epoch: Box<str>,
+}
+
+/// A subscription asked of the home.
+#[derive(Debug)]
+pub struct SubscribeAtHome {
+    /// Who waits.
+    pub origin: Origin,
+    /// The channel's name.
+    pub channel: Arc<str>,
+    /// What the member shard calls it.
+    pub member: ChannelRef,
+    /// Set if the subscriber shows in presence or announces itself.
+    pub identity: Option<Identity>,
+    /// Keep it in presence.
+    pub presence: bool,
+    /// Tell the others that it joined, and later that it left.
+    pub announce: bool,
+    /// Recover from here.
+    pub recover: Option<RecoverFrom>,
+    /// Give only the latest publication.
+    pub cache: bool,
+}
+
+/// The end of a subscription.
+#[derive(Debug)]
+pub struct LeaveAtHome {
+    /// The channel's name.
+    pub channel: Arc<str>,
+    /// What the member shard calls it.
+    pub member: ChannelRef,
+    /// The client, if it was in presence or announced.
+    pub identity: Option<Identity>,
+    /// It was in presence.
+    pub presence: bool,
+    /// Its join was announced.
+    pub announce: bool,
+}
+
+/// To the channel's home.
+#[derive(Debug)]
+pub enum ToHome {
+    /// A connection publishes.
+    Publish {
+        /// Who waits.
+        origin: Origin,
+        /// Target.
+        channel: Arc<str>,
+        /// Who publishes.
+        identity: Option<Identity>,
+        /// JSON.
+        data: Box<[u8]>,
+    },
+    /// A connection subscribes.
+    Subscribe(Box<SubscribeAtHome>),
+    /// A connection left.
+    Leave(LeaveAtHome),
+    /// A connection asks.
+    Query {
+        /// Who waits.
+        origin: Origin,
+        /// About what.
+        channel: Arc<str>,
+        /// What.
+        query: Query,
+    },
+    /// A member shard needs what follows `after` for a subscriber that fell behind the log.
+    Replay {
+        /// The subscriber's connection; `id` is the member shard's channel index.
+        origin: Origin,
+        /// The channel.
+        channel: Arc<str>,
+        /// The offset that it has.
+        after: u64,
+        /// The epoch that it belongs to.
+        epoch: u64,
+    },
+}
+
+/// A question of a client to the channel's home.
+#[derive(Debug)]
+pub enum Query {
+    /// Members.
+    Presence,
+    /// Numbers of members and users.
+    PresenceStats,
+    /// Publications.
+    History {
+        /// As the client gave it.
+        limit: i32,
+        /// Position given.
+        since: Option<RecoverFrom>,
+        /// Newest first.
+        reverse: bool,
+    },
+}
+
+/// What the home found for a subscriber.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// What was asked: given back, so that the member shard can undo it for a connection that is gone.
+    pub request: Box<SubscribeAtHome>,
+    /// What came of it.
+    pub result: Result<Recovered, ErrorCode>,
+}
+
+/// A position, and what was missed up to it.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The channel's epoch.
+    pub epoch: u64,
+    /// The channel's top: everything later follows by itself.
+    pub top: u64,
+    /// Canonical records of what was missed.
+    pub records: Vec<u8>,
+    /// Nothing is missing.
+    pub recovered: bool,
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug)]
+pub enum QueryAnswer {
+    /// Members.
+    Presence(Vec<Member>),
+    /// Numbers.
+    PresenceStats {
+        /// Connections.
+        clients: u32,
+        /// Distinct users.
+        users: u32,
+    },
+    /// A page.
+    History {
+        /// Canonical records.
+        records: Vec<u8>,
+        /// Top offset.
+        offset: u64,
+        /// Epoch.
+        epoch: u64,
+    },
+}
+
+/// From the channel's home.
+#[derive(Debug)]
+pub enum ToMember {
+    /// A publish was accepted or not.
+    Published {
+        /// Who waits.
+        origin: Origin,
+        /// What came of it.
+        result: Result<(), ErrorCode>,
+    },
+    /// A subscription.
+    Subscribed(Box<Subscribed>),
+    /// The answer to a query.
+    Answer {
+        /// Who waits.
+        origin: Origin,
+        /// What came of it.
+        result: Result<QueryAnswer, ErrorCode>,
+    },
+    /// Publications, in order, shared between the shards that need the same.
+    Records {
+        /// The member shard's channel.
+        member: ChannelRef,
+        /// Their epoch.
+        epoch: u64,
+        /// Canonical records.
+        records: Arc<[u8]>,
+    },
+    /// Somebody joined or left.
+    Presence {
+        /// The member shard's channel.
+        member: ChannelRef,
+        /// Joined, else left.
+        joined: bool,
+        /// Who.
+        identity: Identity,
+    },
+    /// What lies between the member shard's position and `top` cannot be had: every subscriber is told.
+    Gap {
+        /// The member shard's channel.
+        member: ChannelRef,
+        /// The epoch now.
+        epoch: u64,
+        /// The position now.
+        top: u64,
+    },
+    /// What a fallen subscriber asked for.
+    Replayed {
+        /// The subscriber's connection; `id` is the member shard's channel index.
+        origin: Origin,
+        /// The member shard's channel serial.
+        after: u64,
+        /// Canonical records; empty with `whole` false: history no longer reaches back.
+        records: Vec<u8>,
+        /// Whether everything after `after` is still there.
+        whole: bool,
+    },
+}
+
+/// What waits for one peer shard.
+#[derive(Debug, Default)]
+struct Outbox {
+    messages: VecDeque<MeshMessage>,
+    moved: VecDeque<u32>,
+    listed: bool,
+}
+
+/// What waits for every peer shard.
+#[derive(Debug)]
+pub(crate) struct Outboxes {
+    boxes: Vec<Outbox>,
+    targets: Vec<ShardIndex>,
+    pending_max: usize,
+    pending: usize,
+}
+
+impl Outboxes {
+    pub(crate) fn new(shards: u16, pending_max: u32) -> Self {
+        Self {
+            boxes: (0..shards).map(|_| Outbox::default()).collect(),
+            targets: Vec::new(),
+            pending_max: pending_max as usize,
+            pending: 0,
+        }
+    }
+
+    fn list(&mut self, to: ShardIndex) {
+        let outbox = &mut self.boxes[usize::from(to)];
+        if !outbox.listed {
+            outbox.listed = true;
+            self.targets.push(to);
+        }
+    }
+
+    /// Queues a message.
+    pub(crate) fn push(&mut self, to: ShardIndex, message: MeshMessage) {
+        self.boxes[usize::from(to)].messages.push_back(message);
+        self.pending += 1;
+        self.list(to);
+    }
+
+    /// Whether something new for `to` should be refused or dropped.
+    pub(crate) fn is_full(&self, to: ShardIndex) -> bool {
+        self.boxes[usize::from(to)].messages.len() >= self.pending_max
+    }
+
+    /// Remembers that a channel homed here has news for `to`.
+    pub(crate) fn moved(&mut self, to: ShardIndex, channel: u32) {
+        self.boxes[usize::from(to)].moved.push_back(channel);
+        self.list(to);
+    }
+
+    /// The next channel with news for `to`.
+    pub(crate) fn next_moved(&mut self, to: ShardIndex) -> Option<u32> {
+        self.boxes[usize::from(to)].moved.pop_front()
+    }
+
+    /// Takes what is queued for `to`, at most [`BATCH_MESSAGES_MAX`].
+    pub(crate) fn take(&mut self, to: ShardIndex) -> Option<MeshBatch> {
+        let outbox = &mut self.boxes[usize::from(to)];
+        let count = outbox.messages.len().min(BATCH_MESSAGES_MAX);
+        let batch: MeshBatch = outbox.messages.drain(..count).collect();
+        self.pending -= count;
+        if outbox.messages.is_empty() && outbox.moved.is_empty() {
+            outbox.messages.shrink_to(BATCH_MESSAGES_MAX);
+            outbox.listed = false;
+            self.targets.retain(|target| *target != to);
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    /// How many messages are queued for `to`.
+    pub(crate) fn queued(&self, to: ShardIndex) -> usize {
+        self.boxes[usize::from(to)].messages.len()
+    }
+
+    /// The shards for which something waits.
+    pub(crate) fn targets(&self) -> &[ShardIndex] {
+        &self.targets
+    }
+
+    /// Messages that wait, over all peers.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
+    }
+}

@@ -1,0 +1,366 @@
+//! One connection's state, as plain data, and the table of all connections of a shard.
+//!
+//! Owns what is remembered of a connection between events: stage, identity, subscriptions, deadlines.
+//! Behaviour lives beside it: [`super::wire`] parses, [`super::commands`] acts. What is empty most of
+//! the time lives behind [`Session::extra`], which is null when idle.
+//!
+//! Invariant: every subscription of a session is counted in its channel's `subs`, from the moment it
+//! is asked of the home until it is removed or refused.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use ringmain_proto::codec::Codec;
+use ringmain_proto::ws::Reader;
+use smallvec::SmallVec;
+
+use super::api::hash_name;
+use super::engine::Slot;
+use super::mesh::IdentityInfo;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// No connection.
+    #[default]
+    Free,
+    /// A PROXY header is expected.
+    Proxy,
+    /// An HTTP request is expected.
+    Http,
+    /// WebSocket is open, the connect command is expected.
+    Opened,
+    /// The connect command failed: nothing is answered until the client is closed as stale.
+    Refused,
+    /// The connect command waits for server-side subscriptions.
+    Connecting,
+    /// Connected.
+    Connected,
+    /// The last bytes are queued; input is ignored.
+    Closing,
+    /// The loop was told to finish or abort; only `released` is expected.
+    Gone,
+}
+
+/// How a subscription receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SubState {
+    /// The home has not answered yet.
+    Joining,
+    /// Caught up, in the variant's members.
+    Member,
+    /// Behind, with a cursor in the log.
+    Lagging,
+    /// Behind the log's tail, waiting for the home to read history.
+    Replaying,
+}
+
+/// Made by the server, not by a subscribe command.
+pub(crate) const SUB_SERVER_SIDE: u8 = 1;
+/// The client was told that it may recover.
+pub(crate) const SUB_RECOVERABLE: u8 = 2;
+/// The client was told a position.
+pub(crate) const SUB_POSITIONED: u8 = 4;
+/// In presence.
+pub(crate) const SUB_PRESENCE: u8 = 8;
+/// Join announced, leave to be announced.
+pub(crate) const SUB_ANNOUNCED: u8 = 16;
+
+/// One subscription.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sub {
+    pub(crate) channel: u32,
+    /// Index in the variant's members or laggards.
+    pub(crate) index: u32,
+    /// Laggards: position in the log.
+    pub(crate) pos: u64,
+    /// Laggards: offset of the last publication before `pos`.
+    pub(crate) offset: u64,
+    pub(crate) state: SubState,
+    pub(crate) variant: u8,
+    pub(crate) flags: u8,
+}
+
+/// What few subscriptions have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SubExtra {
+    pub(crate) channel: u32,
+    /// When it expires, in seconds since the epoch.
+    pub(crate) expire_at: Option<u64>,
+    /// `info` of the subscription token.
+    pub(crate) chan_info: Option<Box<[u8]>>,
+    /// The subscribe reply that waits for the home.
+    pub(crate) joining: Option<Box<Joining>>,
+}
+
+/// A subscribe command that waits for the home.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Joining {
+    /// The command's id; 0: part of connect, or made by the server.
+    pub(crate) id: u32,
+    pub(crate) recover: bool,
+    pub(crate) since_offset: u64,
+    /// Answer 112 where the position cannot be recovered.
+    pub(crate) strict: bool,
+    pub(crate) cache: bool,
+    /// JSON for the subscribe push of a subscription made by the server.
+    pub(crate) push_data: Option<Box<[u8]>>,
+    /// Unsubscribe commands that came meanwhile.
+    pub(crate) unsubscribe_ids: SmallVec<[u32; 1]>,
+}
+
+/// What a connection rarely has.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// An HTTP head or PROXY header that is not complete.
+    pub(crate) head: Vec<u8>,
+    /// `info` of the connection token.
+    pub(crate) conn_info: Option<Box<[u8]>>,
+    /// What few subscriptions have.
+    pub(crate) subs: Vec<SubExtra>,
+    /// A connect command that waits for its subscriptions.
+    pub(crate) connecting: Option<Box<Connecting>>,
+    /// The latest moment for what the stage waits for, in monotonic milliseconds.
+    pub(crate) deadline_ms: Option<u64>,
+    /// Since when a frame or message is unfinished, in monotonic milliseconds.
+    pub(crate) partial_since_ms: Option<u64>,
+    /// Bytes of partial input accounted for.
+    pub(crate) partial_bytes: usize,
+}
+
+impl Extra {
+    fn is_empty(&self) -> bool {
+        self.head.is_empty()
+            && self.conn_info.is_none()
+            && self.subs.is_empty()
+            && self.connecting.is_none()
+            && self.deadline_ms.is_none()
+            && self.partial_since_ms.is_none()
+            && self.partial_bytes == 0
+    }
+}
+
+/// A connect reply under construction.
+#[derive(Debug, Default)]
+pub(crate) struct Connecting {
+    pub(crate) id: u32,
+    /// Subscriptions that have not been answered.
+    pub(crate) waiting: u32,
+    /// Those that have.
+    pub(crate) subs: Vec<ConnectedSub>,
+    /// The client is the demo page.
+    pub(crate) demo: bool,
+    /// Messages that came behind the connect command.
+    pub(crate) backlog: Vec<Vec<u8>>,
+}
+
+/// A server-side subscription of a connect reply.
+#[derive(Debug)]
+pub(crate) struct ConnectedSub {
+    pub(crate) channel: Arc<str>,
+    pub(crate) recoverable: bool,
+    pub(crate) positioned: bool,
+    pub(crate) epoch: u64,
+    pub(crate) offset: u64,
+    pub(crate) records: Vec<u8>,
+    pub(crate) recovered: bool,
+    pub(crate) was_recovering: bool,
+}
+
+/// One connection.
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    pub(crate) client: u128,
+    pub(crate) user: Box<str>,
+    pub(crate) subs: SmallVec<[Sub; 1]>,
+    pub(crate) reader: Reader,
+    pub(crate) extra: Option<Box<Extra>>,
+    pub(crate) serial: u32,
+    /// Commands that wait for an answer of a home or the bus.
+    pub(crate) pending: u32,
+    /// When the next ping is due, in units of 16 ms of monotonic time.
+    pub(crate) ping_tick: u32,
+    /// When the connection's token expires, in seconds since the epoch (0: never).
+    pub(crate) expire_at: u32,
+    pub(crate) stage: Stage,
+    pub(crate) codec: Codec,
+    /// A ping is out and unanswered.
+    pub(crate) awaits_pong: bool,
+    /// WebSocket pings instead of the protocol's.
+    pub(crate) frame_pings: bool,
+    /// The peer has sent FIN.
+    pub(crate) input_ended: bool,
+    /// Everything queued is to be flushed, then the socket finished.
+    pub(crate) finish_when_flushed: bool,
+}
+
+/// Units of [`Session::ping_tick`] in milliseconds.
+pub(crate) const PING_TICK_MS: u64 = 16;
+
+impl Session {
+    /// What a connection rarely has, made if need be.
+    pub(crate) fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives the box back if nothing is in it.
+    pub(crate) fn trim_extra(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            self.extra = None;
+        }
+    }
+
+    pub(crate) fn deadline_ms(&self) -> Option<u64> {
+        self.extra.as_ref()?.deadline_ms
+    }
+
+    pub(crate) fn sub_extra(&self, channel: u32) -> Option<&SubExtra> {
+        self.extra.as_ref()?.subs.iter().find(|extra| extra.channel == channel)
+    }
+
+    pub(crate) fn sub_extra_mut(&mut self, channel: u32) -> &mut SubExtra {
+        let subs = &mut self.extra().subs;
+        let position = subs.iter().position(|extra| extra.channel == channel).unwrap_or_else(|| {
+            subs.push(SubExtra { channel, ..SubExtra::default() });
+            subs.len() - 1
+        });
+        &mut subs[position]
+    }
+
+    pub(crate) fn take_joining(&mut self, channel: u32) -> Option<Box<Joining>> {
+        let subs = &mut self.extra.as_mut()?.subs;
+        let position = subs.iter().position(|extra| extra.channel == channel)?;
+        let joining = subs[position].joining.take();
+        if subs[position].expire_at.is_none() && subs[position].chan_info.is_none() {
+            subs.swap_remove(position);
+            if subs.is_empty() {
+                *subs = Vec::new();
+            }
+        }
+        self.trim_extra();
+        joining
+    }
+
+    pub(crate) fn drop_sub_extra(&mut self, channel: u32) {
+        if let Some(extra) = &mut self.extra {
+            extra.subs.retain(|sub| sub.channel != channel);
+            if extra.subs.is_empty() {
+                extra.subs = Vec::new();
+            }
+            self.trim_extra();
+        }
+    }
+
+    /// The heap part of this session's identity in a channel.
+    pub(crate) fn identity_info(&self, channel: u32) -> IdentityInfo {
+        IdentityInfo {
+            user: self.user.clone(),
+            conn_info: self.extra.as_ref().and_then(|extra| extra.conn_info.clone()),
+            chan_info: self.sub_extra(channel).and_then(|sub| sub.chan_info.clone()),
+        }
+    }
+
+    /// Whether WebSocket frames may be sent.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Opened | Stage::Refused | Stage::Connecting | Stage::Connected)
+    }
+}
+
+/// Sessions per page: the table grows by pages, so that it never copies and never doubles.
+const PAGE: usize = 256;
+
+/// All sessions of a shard, by slot, and the index of users.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    pages: Vec<Box<[Session]>>,
+    users: HashTable<Slot>,
+    serial: u32,
+}
+
+impl Sessions {
+    /// Prepares a slot for a new connection.
+    pub(crate) fn open(&mut self, slot: Slot) -> &mut Session {
+        let page = slot as usize / PAGE;
+        while self.pages.len() <= page {
+            self.pages.push((0..PAGE).map(|_| Session::default()).collect());
+        }
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let session = self.get_mut(slot);
+        *session = Session { serial, ..Session::default() };
+        session
+    }
+
+    /// The session of a slot that was opened.
+    #[inline]
+    pub(crate) fn get(&self, slot: Slot) -> &Session {
+        &self.pages[slot as usize / PAGE][slot as usize % PAGE]
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> &mut Session {
+        &mut self.pages[slot as usize / PAGE][slot as usize % PAGE]
+    }
+
+    /// The session that a serial names, if it is still that one.
+    pub(crate) fn by_serial(&mut self, slot: Slot, serial: u32) -> Option<&mut Session> {
+        let session = self.pages.get_mut(slot as usize / PAGE)?.get_mut(slot as usize % PAGE)?;
+        (session.serial == serial && !matches!(session.stage, Stage::Free | Stage::Gone | Stage::Closing))
+            .then_some(session)
+    }
+
+    /// A subscription, if the slot has it.
+    #[inline]
+    pub(crate) fn sub(&self, slot: Slot, channel: u32) -> Option<&Sub> {
+        self.get(slot).subs.iter().find(|sub| sub.channel == channel)
+    }
+
+    /// A subscription that is listed in its channel, so the session has it.
+    #[inline]
+    pub(crate) fn sub_mut(&mut self, slot: Slot, channel: u32) -> &mut Sub {
+        let subs = &mut self.get_mut(slot).subs;
+        subs.iter_mut().find(|sub| sub.channel == channel).expect("a listed subscriber has its subscription")
+    }
+
+    /// Lists a session under its user.
+    pub(crate) fn add_user(&mut self, slot: Slot) {
+        let hash = hash_name(&self.get(slot).user);
+        let pages = &self.pages;
+        self.users.insert_unique(hash, slot, |slot| {
+            hash_name(&pages[*slot as usize / PAGE][*slot as usize % PAGE].user)
+        });
+    }
+
+    /// Removes it from that list.
+    pub(crate) fn remove_user(&mut self, slot: Slot) {
+        let hash = hash_name(&self.get(slot).user);
+        if let Ok(entry) = self.users.find_entry(hash, |listed| *listed == slot) {
+            entry.remove();
+        }
+        if self.users.capacity() > 4 * (self.users.len() + 64) {
+            let pages = &self.pages;
+            let hasher = |slot: &Slot| hash_name(&pages[*slot as usize / PAGE][*slot as usize % PAGE].user);
+            self.users.shrink_to_fit(hasher);
+        }
+    }
+
+    /// The slots of a user's connected sessions.
+    pub(crate) fn of_user(&self, user: &str) -> Vec<Slot> {
+        let hash = hash_name(user);
+        self.users.iter_hash(hash).copied().filter(|slot| *self.get(*slot).user == *user).collect()
+    }
+
+    /// Hashes of the users that are listed, each once.
+    pub(crate) fn user_hashes(&self) -> Vec<u64> {
+        let mut hashes: Vec<u64> = self.users.iter().map(|slot| hash_name(&self.get(*slot).user)).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes
+    }
+
+    /// Every slot that holds a connection.
+    pub(crate) fn live(&self) -> impl Iterator<Item = Slot> + '_ {
+        let sessions = self.pages.iter().flat_map(|page| page.iter());
+        sessions.enumerate().filter(|(_, session)| session.stage != Stage::Free).map(|(slot, _)| slot as Slot)
+    }
+}

@@ -1,0 +1,461 @@
+//! Subscriptions: asked of the channel's home, confirmed, replayed, ended.
+//!
+//! Owns the member shard's side of a subscription from the moment it is permitted. Whether it is
+//! permitted is decided before, in [`super::commands`], [`super::connect`] and [`super::calls`].
+//!
+//! Invariants:
+//! * a cursor becomes eligible once its subscribe reply is queued, and is removed before the
+//!   unsubscribe reply is queued;
+//! * every success that the home answers is followed by exactly one leave.
+
+use std::sync::Arc;
+
+use ringmain_bus::Epoch;
+use ringmain_proto::close::{CloseReason, ErrorCode, UnsubscribeReason};
+use ringmain_proto::message::{ClientInfo, HistoryResult, Publication, Push, Reply, SubscribeResult};
+use ringmain_proto::time::Now;
+
+use super::channel::VariantKey;
+use super::engine::Slot;
+use super::mesh::*;
+use super::metrics::Metric;
+use super::session::*;
+use super::shard::Core;
+
+/// What a permitted subscription is made of.
+#[derive(Debug, Default)]
+pub(crate) struct NewSub {
+    /// The subscribe command; 0: part of connect, or made by the server.
+    pub(crate) id: u32,
+    pub(crate) server_side: bool,
+    pub(crate) positioned: bool,
+    pub(crate) recoverable: bool,
+    /// Joins and leaves are sent to it.
+    pub(crate) join_leave: bool,
+    pub(crate) presence: bool,
+    pub(crate) announce: bool,
+    pub(crate) recover: Option<RecoverFrom>,
+    pub(crate) cache: bool,
+    pub(crate) strict: bool,
+    pub(crate) chan_info: Option<Box<[u8]>>,
+    pub(crate) expire_at: Option<u64>,
+    pub(crate) push_data: Option<Box<[u8]>>,
+}
+
+impl Core {
+    /// Asks the home for a subscription. On an error nothing has changed.
+    pub(crate) fn subscribe(
+        &mut self,
+        slot: Slot,
+        name: &str,
+        new: NewSub,
+        now: Now,
+    ) -> Result<(), ErrorCode> {
+        let index = self.channels.get_or_create(name).map_err(super::home::no_channel)?;
+        let session = self.sessions.get_mut(slot);
+        let key = VariantKey { codec: session.codec, join_leave: new.join_leave };
+        let channel = self.channels.get_mut(index);
+        let Some(variant) = channel.variant_for(key) else {
+            self.drop_channel_if_unused(index, now);
+            return Err(ErrorCode::LimitExceeded);
+        };
+        channel.subs += 1;
+        let (home, channel_name, serial) = (channel.home, Arc::clone(&channel.name), channel.serial);
+        let mut flags = 0;
+        for (set, flag) in [
+            (new.server_side, SUB_SERVER_SIDE),
+            (new.recoverable, SUB_RECOVERABLE),
+            (new.positioned || new.recoverable, SUB_POSITIONED),
+            (new.presence, SUB_PRESENCE),
+            (new.announce, SUB_ANNOUNCED),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
+        session.subs.push(Sub {
+            channel: index,
+            index: 0,
+            pos: 0,
+            offset: 0,
+            state: SubState::Joining,
+            variant,
+            flags,
+        });
+        let joining = Joining {
+            id: new.id,
+            recover: new.recover.is_some(),
+            since_offset: new.recover.as_ref().map_or(0, |recover| recover.offset),
+            strict: new.strict,
+            cache: new.cache,
+            push_data: new.push_data,
+            unsubscribe_ids: Default::default(),
+        };
+        let extra = session.sub_extra_mut(index);
+        extra.expire_at = new.expire_at;
+        extra.chan_info = new.chan_info;
+        extra.joining = Some(Box::new(joining));
+        let identity = (new.presence || new.announce)
+            .then(|| Identity { client: session.client, info: Arc::new(session.identity_info(index)) });
+        let origin = Origin { slot, serial: session.serial, id: new.id };
+        self.metrics.add(Metric::Subscriptions, 1);
+        let request = SubscribeAtHome {
+            origin,
+            channel: channel_name,
+            member: ChannelRef { index, serial },
+            identity,
+            presence: new.presence,
+            announce: new.announce,
+            recover: new.recover.filter(|_| new.recoverable),
+            cache: new.cache,
+        };
+        self.send_home(home, ToHome::Subscribe(Box::new(request)), now);
+        Ok(())
+    }
+
+    /// A message from a channel's home.
+    pub(crate) fn at_member(&mut self, message: ToMember, now: Now) {
+        match message {
+            ToMember::Published { origin, result } => self.publish_answered(origin, result, now),
+            ToMember::Subscribed(subscribed) => self.subscribed(*subscribed, now),
+            ToMember::Answer { origin, result } => self.query_answered(origin, result, now),
+            ToMember::Records { member, epoch, records } => {
+                if self.channels.by_ref(member).is_none() {
+                    return;
+                }
+                for publication in ringmain_proto::record::records(&records) {
+                    self.deliver_local(member.index, epoch, &publication);
+                }
+            }
+            ToMember::Presence { member, joined, identity } => {
+                if self.channels.by_ref(member).is_some() {
+                    self.announce_local(member.index, joined, &identity);
+                }
+            }
+            ToMember::Gap { member, epoch, top } => {
+                if let Some(channel) = self.channels.by_ref(member) {
+                    channel.epoch = epoch;
+                    channel.top = top;
+                    self.tell_gap(member.index, now);
+                }
+            }
+            ToMember::Replayed { origin, after, records, whole } => {
+                self.replayed(origin, after, &records, whole, now);
+            }
+        }
+    }
+
+    /// The home answered a subscription.
+    fn subscribed(&mut self, subscribed: Subscribed, now: Now) {
+        let Subscribed { request, result } = subscribed;
+        let (slot, index) = (request.origin.slot, request.member.index);
+        let waits = self.sessions.by_serial(slot, request.origin.serial).is_some_and(|session| {
+            session.subs.iter().any(|sub| sub.channel == index && sub.state == SubState::Joining)
+        });
+        if !waits {
+            if result.is_ok() {
+                self.leave_home(*request, now);
+            }
+            return self.uncount(index, now);
+        }
+        let joining = self.sessions.get_mut(slot).take_joining(index).unwrap_or_default();
+        match result {
+            Err(error) => {
+                self.forget_sub(slot, index);
+                self.uncount(index, now);
+                self.refused(slot, &joining, error, now);
+            }
+            Ok(recovered) if joining.strict && joining.recover && !recovered.recovered => {
+                self.forget_sub(slot, index);
+                self.leave_home(*request, now);
+                self.uncount(index, now);
+                self.refused(slot, &joining, ErrorCode::UnrecoverablePosition, now);
+            }
+            Ok(recovered) => self.confirmed(slot, index, &joining, recovered, now),
+        }
+        for id in joining.unsubscribe_ids {
+            self.unsubscribe(slot, index, now);
+            self.reply(slot, id, &Reply::Unsubscribe);
+        }
+    }
+
+    /// A subscription failed after it was permitted.
+    fn refused(&mut self, slot: Slot, joining: &Joining, error: ErrorCode, now: Now) {
+        if joining.id != 0 {
+            self.reply_error(slot, joining.id, error);
+        } else if self.sessions.get(slot).stage == Stage::Connecting {
+            self.connect_sub_failed(slot, error, now);
+        }
+    }
+
+    /// A subscription stands: the reply, then the cursor.
+    fn confirmed(&mut self, slot: Slot, index: u32, joining: &Joining, recovered: Recovered, now: Now) {
+        let flags = self.sessions.sub_mut(slot, index).flags;
+        let channel = self.channels.get_mut(index);
+        channel.epoch = recovered.epoch;
+        channel.top = recovered.top;
+        let name = Arc::clone(&channel.name);
+        if joining.id == 0 && self.sessions.get(slot).stage == Stage::Connecting {
+            let sub = ConnectedSub {
+                channel: name,
+                recoverable: flags & SUB_RECOVERABLE != 0,
+                positioned: flags & SUB_POSITIONED != 0,
+                epoch: recovered.epoch,
+                offset: if recovered.recovered { joining.since_offset } else { recovered.top },
+                records: recovered.records,
+                recovered: recovered.recovered,
+                was_recovering: joining.recover,
+            };
+            self.add_receiver(slot, index);
+            return self.connect_sub_done(slot, sub, now);
+        }
+        let epoch = Epoch::new(recovered.epoch).text();
+        let positioned = flags & SUB_POSITIONED != 0;
+        let epoch_text = if positioned { epoch.as_str() } else { "" };
+        if joining.id == 0 {
+            let push = Push::Subscribe {
+                channel: &name,
+                recoverable: flags & SUB_RECOVERABLE != 0,
+                positioned,
+                epoch: epoch_text.into(),
+                offset: if positioned { recovered.top } else { 0 },
+                data: joining.push_data.as_deref().unwrap_or_default(),
+            };
+            self.push(slot, &push);
+        } else {
+            let (expires, ttl) =
+                ttl_of(self.sessions.get(slot).sub_extra(index).and_then(|s| s.expire_at), now);
+            let publications = publications_of(&recovered.records);
+            let offset = if recovered.recovered { joining.since_offset } else { recovered.top };
+            let result = SubscribeResult {
+                expires,
+                ttl,
+                recoverable: flags & SUB_RECOVERABLE != 0,
+                positioned,
+                epoch: epoch_text.into(),
+                offset: if positioned { offset } else { 0 },
+                publications: &publications,
+                recovered: recovered.recovered,
+                was_recovering: joining.recover,
+                ..SubscribeResult::default()
+            };
+            self.reply(slot, joining.id, &Reply::Subscribe(result));
+        }
+        self.add_receiver(slot, index);
+        self.arm_timer(slot, now);
+    }
+
+    /// Ends a subscription; what the client is told is the caller's affair.
+    pub(crate) fn unsubscribe(&mut self, slot: Slot, index: u32, now: Now) {
+        let Some(&sub) = self.sessions.sub(slot, index) else { return };
+        if sub.state == SubState::Joining {
+            // The home's answer finds nobody, and undoes it.
+            self.forget_sub(slot, index);
+            return;
+        }
+        self.remove_receiver(slot, index);
+        let session = self.sessions.get(slot);
+        let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0)
+            .then(|| Identity { client: session.client, info: Arc::new(session.identity_info(index)) });
+        self.forget_sub(slot, index);
+        let channel = self.channels.get(index);
+        let leave = LeaveAtHome {
+            channel: Arc::clone(&channel.name),
+            member: ChannelRef { index, serial: channel.serial },
+            identity,
+            presence: sub.flags & SUB_PRESENCE != 0,
+            announce: sub.flags & SUB_ANNOUNCED != 0,
+        };
+        let home = channel.home;
+        self.send_home(home, ToHome::Leave(leave), now);
+        self.uncount(index, now);
+    }
+
+    /// Ends all subscriptions of a connection.
+    pub(crate) fn unsubscribe_all(&mut self, slot: Slot, now: Now) {
+        while let Some(sub) = self.sessions.get(slot).subs.last() {
+            let channel = sub.channel;
+            self.unsubscribe(slot, channel, now);
+        }
+    }
+
+    /// Ends a subscription and tells the client why.
+    pub(crate) fn unsubscribe_push(&mut self, slot: Slot, index: u32, reason: UnsubscribeReason, now: Now) {
+        let name = Arc::clone(&self.channels.get(index).name);
+        self.unsubscribe(slot, index, now);
+        let push = Push::Unsubscribe { channel: &name, code: reason.code(), reason: reason.text() };
+        self.push(slot, &push);
+    }
+
+    fn forget_sub(&mut self, slot: Slot, index: u32) {
+        let session = self.sessions.get_mut(slot);
+        let before = session.subs.len();
+        session.subs.retain(|sub| sub.channel != index);
+        self.metrics.sub(Metric::Subscriptions, (before - session.subs.len()) as u64);
+        session.drop_sub_extra(index);
+    }
+
+    fn leave_home(&mut self, request: SubscribeAtHome, now: Now) {
+        let home = super::api::home_of(&request.channel, self.shards);
+        let leave = LeaveAtHome {
+            channel: request.channel,
+            member: request.member,
+            identity: request.identity,
+            presence: request.presence,
+            announce: request.announce,
+        };
+        self.send_home(home, ToHome::Leave(leave), now);
+    }
+
+    /// One subscription less in a channel; the last one lets it go.
+    fn uncount(&mut self, index: u32, now: Now) {
+        let channel = self.channels.get_mut(index);
+        channel.subs -= 1;
+        if channel.subs == 0 {
+            self.drop_channel_if_unused(index, now);
+        }
+    }
+
+    /// Tells every subscriber of this shard that publications may be missing: it subscribes again.
+    pub(crate) fn tell_gap(&mut self, index: u32, now: Now) {
+        let mut slots: Vec<Slot> = Vec::new();
+        for variant in &self.channels.get(index).variants {
+            slots.extend(variant.members.iter().chain(&variant.laggards));
+        }
+        self.metrics.add(Metric::DropLost, slots.len() as u64);
+        for slot in slots {
+            self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+        }
+    }
+
+    // --- replay: a cursor below the log's tail goes on from history ---
+
+    /// Asks the home for what follows a fallen cursor.
+    pub(crate) fn start_replay(&mut self, slot: Slot, index: u32, now: Now) {
+        let sub = self.sessions.sub_mut(slot, index);
+        sub.state = SubState::Replaying;
+        let after = sub.offset;
+        let channel = self.channels.get(index);
+        let (home, name, epoch) = (channel.home, Arc::clone(&channel.name), channel.epoch);
+        let origin = Origin { slot, serial: self.sessions.get(slot).serial, id: index };
+        self.send_home(home, ToHome::Replay { origin, channel: name, after, epoch }, now);
+    }
+
+    /// What follows a fallen cursor, or that it cannot be had.
+    fn replayed(&mut self, origin: Origin, after: u64, records: &[u8], whole: bool, now: Now) {
+        let (slot, index) = (origin.slot, origin.id);
+        if self.sessions.by_serial(slot, origin.serial).is_none() {
+            return;
+        }
+        match self.sessions.sub(slot, index) {
+            Some(sub) if sub.state == SubState::Replaying && sub.offset == after => {}
+            _ => return,
+        }
+        if !whole {
+            self.metrics.add(Metric::DropLost, 1);
+            return self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+        }
+        let variant = self.sessions.sub_mut(slot, index).variant;
+        let channel = self.channels.get(index);
+        let (name, codec) = (Arc::clone(&channel.name), channel.variants[usize::from(variant)].key.codec);
+        // What this shard has not delivered yet comes through its log.
+        let top = channel.top;
+        let mut offset = after;
+        for publication in publications_of(records).into_iter().take_while(|p| p.offset <= top) {
+            offset = publication.offset;
+            self.out.append_own(slot, |out| {
+                let start = ringmain_proto::ws::begin_frame(out);
+                codec.encode_push(&Push::Publication { channel: &name, publication }, out);
+                ringmain_proto::ws::finish_frame(out, start, codec.opcode());
+            });
+        }
+        let channel = self.channels.get(index);
+        let log = channel.variants[usize::from(variant)].log.as_ref().expect("a laggard keeps its log");
+        // Not back in the log yet: a position below its tail asks again once these bytes are out.
+        let resumed = log.boundary_after(offset).or((offset > after).then(|| log.base().saturating_sub(1)));
+        let Some(pos) = resumed else {
+            self.metrics.add(Metric::DropLost, 1);
+            return self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+        };
+        let sub = self.sessions.sub_mut(slot, index);
+        (sub.offset, sub.pos, sub.state) = (offset, pos, SubState::Lagging);
+        self.out.make_ready(slot);
+        self.check_own_queue(slot, now);
+    }
+
+    /// Closes a connection whose own queue is longer than it may be.
+    pub(crate) fn check_own_queue(&mut self, slot: Slot, now: Now) {
+        if self.out.own_len(slot) > self.config.client.own_queue_bytes_max as usize {
+            self.close(slot, CloseReason::Slow, now);
+        }
+    }
+
+    // --- answers of the home to commands ---
+
+    fn publish_answered(&mut self, origin: Origin, result: Result<(), ErrorCode>, now: Now) {
+        if self.sessions.by_serial(origin.slot, origin.serial).is_some() {
+            match result {
+                Ok(()) => self.reply(origin.slot, origin.id, &Reply::Publish),
+                Err(error) => self.reply_error(origin.slot, origin.id, error),
+            }
+            self.command_answered(origin.slot, now);
+        }
+    }
+
+    fn query_answered(&mut self, origin: Origin, result: Result<QueryAnswer, ErrorCode>, now: Now) {
+        if self.sessions.by_serial(origin.slot, origin.serial).is_none() {
+            return;
+        }
+        self.answer_query(origin, result);
+        self.command_answered(origin.slot, now);
+    }
+
+    fn answer_query(&mut self, origin: Origin, result: Result<QueryAnswer, ErrorCode>) {
+        let (slot, id) = (origin.slot, origin.id);
+        match result {
+            Err(error) => self.reply_error(slot, id, error),
+            Ok(QueryAnswer::PresenceStats { clients, users }) => {
+                self.reply(slot, id, &Reply::PresenceStats { num_clients: clients, num_users: users });
+            }
+            Ok(QueryAnswer::Presence(members)) => {
+                let members: Vec<ClientInfo<'_>> = members
+                    .iter()
+                    .map(|member| ClientInfo {
+                        user: &member.user,
+                        client: &member.client,
+                        conn_info: member.conn_info.as_deref(),
+                        chan_info: member.chan_info.as_deref(),
+                    })
+                    .collect();
+                self.reply(slot, id, &Reply::Presence(&members));
+            }
+            Ok(QueryAnswer::History { records, offset, epoch }) => {
+                let publications = publications_of(&records);
+                let epoch = Epoch::new(epoch).text();
+                let result =
+                    HistoryResult { publications: &publications, epoch: epoch.as_str().into(), offset };
+                self.reply(slot, id, &Reply::History(result));
+            }
+        }
+    }
+
+    /// Notes that a command which waited is answered.
+    fn command_answered(&mut self, slot: Slot, now: Now) {
+        let session = self.sessions.get_mut(slot);
+        session.pending -= 1;
+        if session.input_ended && session.pending == 0 {
+            self.finish_input(slot, now);
+        }
+    }
+}
+
+/// Whether something expires, and in how many seconds.
+pub(crate) fn ttl_of(expire_at: Option<u64>, now: Now) -> (bool, u32) {
+    match expire_at {
+        Some(at) => (true, u32::try_from(at.saturating_sub(now.unix_s())).unwrap_or(u32::MAX)),
+        None => (false, 0),
+    }
+}
+
+/// The publications of a run of records.
+pub(crate) fn publications_of(records: &[u8]) -> Vec<Publication<'_>> {
+    ringmain_proto::record::records(records).collect()
+}
