@@ -1,0 +1,15 @@
+//! The load processes: one thread, one epoll, many connections.
+//!
+//! [`engine`] turns socket readiness into messages of open connections and keeps connections in order from connect to
+//! FIN; a [`scenario::Scenario`] decides what is said. Must not know the server's process, reports or rounds. The same
+//! engine and scenarios run against the server under test and against bare ones.
+
+pub(crate) mod churn;
+pub(crate) mod echo;
+pub(crate) mod engine;
+pub(crate) mod fanout;
+pub(crate) mod idle;
+pub(crate) mod net;
+pub(crate) mod openings;
+pub(crate) mod scenario;
+pub(crate) mod worker;
