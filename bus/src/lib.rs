@@ -17,6 +17,7 @@ pub mod memory;
 pub mod nonce;
 pub mod position;
 pub mod sim;
+pub mod suite;
 pub mod types;
 
 pub use contract::{ANSWER_MS_MAX, Bus, HISTORY_LATE_MS, LOSS_VISIBLE_MS_MAX};

@@ -223,6 +223,18 @@ impl SimBroker {
         self.links[port].borrow_mut().cut(now_ms);
     }
 
+    /// One port is cut off until [`SimBroker::rejoin`].
+    pub fn isolate(&mut self, now_ms: u64, port: usize) {
+        let mut link = self.links[port].borrow_mut();
+        link.reachable = false;
+        link.cut(now_ms);
+    }
+
+    /// One port can connect again, if the broker is not down.
+    pub fn rejoin(&mut self, port: usize) {
+        self.links[port].borrow_mut().reachable = self.state != State::Down;
+    }
+
     /// The next `count` answers to a port's commands get lost.
     pub fn lose_answers(&mut self, port: usize, count: u32) {
         self.links[port].borrow_mut().lose_replies += count;

@@ -1,0 +1,680 @@
+//! What the suite drives a cluster with: it sends commands, writes down what it is told, and checks with
+//! every event the clauses that hold at all times.
+//!
+//! Owns: the record of what each node was told. Must not know: the backend.
+//! Invariant: panics at the first event that breaks P2, P3, E1, E2, E4, C1, C5 or C6.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ringmain_proto::message::Publication;
+
+use crate::contract::ANSWER_MS_MAX;
+use crate::epoch::{Epoch, Position};
+use crate::suite::{Cluster, Faults};
+use crate::types::{
+    Accepted, BusError, Channel, ChannelId, ChannelOptions, Event, Health, HistoryQuery, Outcome, Page,
+    PublicationId, PublishError, Token,
+};
+
+/// Longest nap of a loop that waits, in milliseconds.
+const NAP_MS: u64 = 10;
+
+/// What a node was told about an open channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A publication, at its position (none on an ephemeral channel).
+    Arrival(Position, String),
+    /// Something may be missing; the chain goes on here.
+    Gap(Position),
+    /// Another life; the chain goes on here.
+    EpochChanged(Position),
+}
+
+/// The answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To open.
+    Opened(Result<Position, BusError>),
+    /// To publish.
+    Published(Result<Accepted, PublishError>),
+    /// To read, with offsets and data.
+    Read(Result<(Page, Vec<(u64, String)>), BusError>),
+    /// To clear.
+    Cleared(Result<Position, BusError>),
+}
+
+#[derive(Debug)]
+struct View {
+    name: String,
+    options: ChannelOptions,
+    /// Of the open that made it; answers to earlier opens are not for it.
+    made_by: Token,
+    /// None until the open is answered.
+    cursor: Option<Position>,
+    seen: Vec<Seen>,
+}
+
+/// A command in flight: what it was, when it was sent.
+#[derive(Debug)]
+struct Sent {
+    at_ms: u64,
+    /// Of an open: the id. Of a publish: what it published, and where.
+    channel: ChannelId,
+    name: String,
+    data: String,
+}
+
+#[derive(Debug, Default)]
+struct NodeView {
+    views: HashMap<ChannelId, View>,
+    ids: HashMap<String, ChannelId>,
+    free: Vec<ChannelId>,
+    sent: HashMap<Token, Sent>,
+    answers: HashMap<Token, Answer>,
+    health: Vec<(u64, Health)>,
+}
+
+/// Drives a cluster.
+#[derive(Debug)]
+pub struct Probe<C: Cluster> {
+    /// The cluster, for its faults.
+    pub cluster: C,
+    nodes: Vec<NodeView>,
+    /// Nodes that are not polled.
+    deaf: BTreeSet<usize>,
+    drawn: u64,
+    /// P3: what each position names, with its predecessor where it is known.
+    names: HashMap<(String, Epoch, u64), (String, Option<u64>)>,
+    /// P4: what was accepted.
+    accepted: Vec<(String, Position)>,
+}
+
+impl<C: Cluster> Probe<C> {
+    /// Waits until every node is up.
+    pub fn new(cluster: C) -> Probe<C> {
+        let nodes = (0..cluster.nodes()).map(|_| NodeView::default()).collect();
+        let mut probe = Probe {
+            cluster,
+            nodes,
+            deaf: BTreeSet::new(),
+            drawn: 0,
+            names: HashMap::new(),
+            accepted: Vec::new(),
+        };
+        probe.settle_up();
+        probe
+    }
+
+    /// The last node: the one that listens while node 0 publishes.
+    pub fn last(&self) -> usize {
+        self.nodes.len() - 1
+    }
+
+    /// A channel name of this run.
+    pub fn name(&self, label: &str) -> String {
+        format!("suite:{:x}-{label}", self.cluster.run_id())
+    }
+
+    /// The time, in `mono_ms`.
+    pub fn now_ms(&self) -> u64 {
+        self.cluster.now().mono_ms
+    }
+
+    /// Stops polling a node, or polls it again.
+    pub fn set_deaf(&mut self, node: usize, deaf: bool) {
+        if deaf {
+            self.deaf.insert(node);
+        } else {
+            self.deaf.remove(&node);
+        }
+    }
+
+    // Waiting
+
+    /// Polls every node once.
+    pub fn poll(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.deaf.contains(&node) {
+                continue;
+            }
+            let now = self.cluster.now();
+            let mut told = Vec::new();
+            self.cluster.node(node).poll(now, &mut |event| told.push(Told::new(&event)));
+            for event in told {
+                self.hear(node, event);
+            }
+        }
+    }
+
+    /// Polls until the condition holds; fails when the cluster's patience is at its end.
+    pub fn settle(&mut self, what: &str, mut until: impl FnMut(&Probe<C>) -> bool) {
+        let end_ms = self.now_ms() + self.cluster.patience_ms();
+        self.poll();
+        while !until(self) {
+            assert!(self.now_ms() < end_ms, "did not come: {what}");
+            self.cluster.pass(NAP_MS);
+            self.poll();
+        }
+    }
+
+    /// Polls for a time.
+    pub fn run_for(&mut self, ms: u64) {
+        let end_ms = self.now_ms() + ms;
+        while self.now_ms() < end_ms {
+            self.cluster.pass(NAP_MS.min(end_ms - self.now_ms()));
+            self.poll();
+        }
+    }
+
+    /// Until every node's bus is up.
+    pub fn settle_up(&mut self) {
+        let end_ms = self.now_ms() + self.cluster.patience_ms();
+        self.poll();
+        while (0..self.nodes.len()).any(|node| self.health(node) == Health::Down) {
+            assert!(self.now_ms() < end_ms, "the bus does not come up");
+            self.cluster.pass(NAP_MS);
+            self.poll();
+        }
+    }
+
+    /// Until no command waits for its answer.
+    pub fn settle_answers(&mut self) {
+        self.settle("answers to every command", |probe| probe.unanswered() == 0);
+    }
+
+    /// Until every open channel of every node stands at its top: nothing is on its way any more.
+    pub fn settle_arrivals(&mut self) {
+        self.settle_up();
+        self.settle_answers();
+        for node in 0..self.nodes.len() {
+            let open: Vec<_> =
+                self.nodes[node].views.values().map(|view| (view.name.clone(), view.options)).collect();
+            for (name, options) in open.iter().filter(|(_, options)| options.is_positioned()) {
+                let top = self.top(node, name, options);
+                self.settle("the top at an open channel", |probe| probe.cursor(node, name) == Some(top));
+            }
+        }
+    }
+
+    // Commands
+
+    /// Sends an open.
+    pub fn send_open(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Token {
+        let id = self.id(node, name);
+        let token = self.sent(node, id, name, "");
+        let view =
+            View { name: name.into(), options: *options, made_by: token, cursor: None, seen: Vec::new() };
+        self.nodes[node].views.entry(id).or_insert(view);
+        let (now, channel) = (self.cluster.now(), Channel { id, name, options });
+        if let Outcome::Done(result) = self.cluster.node(node).open(now, token, channel) {
+            self.hear(node, Told::Opened(token, id, result));
+        }
+        token
+    }
+
+    /// Opens a channel and waits for the answer.
+    pub fn open(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Position {
+        let token = self.send_open(node, name, options);
+        match self.answer(node, token) {
+            Answer::Opened(result) => result.expect("a healthy bus opens channels"),
+            other => panic!("{other:?} to an open"),
+        }
+    }
+
+    /// Opens a channel at every node.
+    pub fn open_all(&mut self, name: &str, options: &ChannelOptions) {
+        for node in 0..self.nodes.len() {
+            self.open(node, name, options);
+        }
+    }
+
+    /// Closes a channel.
+    pub fn close(&mut self, node: usize, name: &str) {
+        let (now, id) = (self.cluster.now(), self.id(node, name));
+        self.nodes[node].views.remove(&id);
+        self.cluster.node(node).close(now, id);
+    }
+
+    /// Closes a channel, and gives its id to the next new name.
+    pub fn forget(&mut self, node: usize, name: &str) {
+        let id = self.id(node, name);
+        self.nodes[node].views.remove(&id);
+        self.nodes[node].ids.remove(name);
+        self.nodes[node].free.push(id);
+        self.cluster.node(node).forget(id);
+    }
+
+    /// Sends a publication under a node's own id.
+    pub fn send_publish(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Token {
+        let sequence = self.drawn + 1;
+        let id = PublicationId::Node { incarnation: self.cluster.run_id(), sequence };
+        let data = self.data(node, name);
+        self.send_publish_as(node, name, options, id, &data)
+    }
+
+    /// Data that no other publication has, and that tells where it came from.
+    pub fn data(&self, node: usize, name: &str) -> String {
+        format!("{name}/{node}/{}", self.drawn + 1)
+    }
+
+    /// Sends a publication.
+    pub fn send_publish_as(
+        &mut self,
+        node: usize,
+        name: &str,
+        options: &ChannelOptions,
+        id: PublicationId<'_>,
+        data: &str,
+    ) -> Token {
+        let channel_id = self.id(node, name);
+        let token = self.sent(node, channel_id, name, data);
+        let (now, channel) = (self.cluster.now(), Channel { id: channel_id, name, options });
+        let publication = Publication { data: data.as_bytes(), ..Publication::default() };
+        let outcome = self.cluster.node(node).publish(now, token, channel, id, &publication);
+        if let Outcome::Done(result) = outcome {
+            self.hear(node, Told::Published(token, result));
+            if let Ok(accepted) = result.as_ref()
+                && !accepted.repeated
+                && self.nodes[node].views.contains_key(&channel_id)
+            {
+                // C6: the inline answer is the arrival.
+                let Accepted { position, previous, .. } = *accepted;
+                let (epoch, offset) = (position.epoch, position.offset);
+                self.hear(
+                    node,
+                    Told::Arrival { channel: channel_id, epoch, previous, offset, data: data.into() },
+                );
+            }
+        }
+        token
+    }
+
+    /// Publishes and waits for the answer.
+    pub fn try_publish(
+        &mut self,
+        node: usize,
+        name: &str,
+        options: &ChannelOptions,
+    ) -> Result<Accepted, PublishError> {
+        let token = self.send_publish(node, name, options);
+        self.published(node, token)
+    }
+
+    /// Publishes, waits for the answer, and expects that it was accepted.
+    pub fn publish(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Accepted {
+        self.try_publish(node, name, options).expect("a healthy bus accepts publications")
+    }
+
+    /// Publishes under a key, and waits for the answer.
+    pub fn publish_key(
+        &mut self,
+        node: usize,
+        name: &str,
+        options: &ChannelOptions,
+        key: &str,
+    ) -> Result<Accepted, PublishError> {
+        let data = self.data(node, name);
+        let token = self.send_publish_as(node, name, options, PublicationId::Key(key), &data);
+        self.published(node, token)
+    }
+
+    /// Waits for the answer to a publish.
+    pub fn published(&mut self, node: usize, token: Token) -> Result<Accepted, PublishError> {
+        match self.answer(node, token) {
+            Answer::Published(result) => result,
+            other => panic!("{other:?} to a publish"),
+        }
+    }
+
+    /// Sends a read.
+    pub fn send_read(
+        &mut self,
+        node: usize,
+        name: &str,
+        options: &ChannelOptions,
+        query: &HistoryQuery,
+    ) -> Token {
+        let id = self.id(node, name);
+        let token = self.sent(node, id, name, "");
+        let (now, channel) = (self.cluster.now(), Channel { id, name, options });
+        let mut page = Vec::new();
+        let mut out = |publication: &Publication<'_>| page.push(named(publication));
+        let outcome = self.cluster.node(node).read(now, token, channel, query, &mut out);
+        match outcome {
+            Outcome::Done(result) => self.hear(node, Told::Read(token, result, page)),
+            Outcome::Pending => assert!(page.is_empty(), "a late answer passed publications inline"),
+        }
+        token
+    }
+
+    /// Reads history and waits for the answer.
+    pub fn read(
+        &mut self,
+        node: usize,
+        name: &str,
+        options: &ChannelOptions,
+        query: &HistoryQuery,
+    ) -> Result<(Page, Vec<(u64, String)>), BusError> {
+        let token = self.send_read(node, name, options, query);
+        match self.answer(node, token) {
+            Answer::Read(result) => result,
+            other => panic!("{other:?} to a read"),
+        }
+    }
+
+    /// The channel's top, asked again while the bus is away.
+    pub fn top(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Position {
+        let end_ms = self.now_ms() + self.cluster.patience_ms();
+        loop {
+            match self.read(node, name, options, &HistoryQuery::TOP) {
+                Ok((page, _)) => return page.top,
+                Err(error) => assert!(error.is_temporary() && self.now_ms() < end_ms, "{error}"),
+            }
+            self.run_for(NAP_MS);
+            self.settle_up();
+        }
+    }
+
+    /// Sends a clear.
+    pub fn send_clear(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Token {
+        let id = self.id(node, name);
+        let token = self.sent(node, id, name, "");
+        let (now, channel) = (self.cluster.now(), Channel { id, name, options });
+        if let Outcome::Done(result) = self.cluster.node(node).clear(now, token, channel) {
+            self.hear(node, Told::Cleared(token, result));
+        }
+        token
+    }
+
+    /// Clears a history and waits for the answer.
+    pub fn clear(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Position {
+        let token = self.send_clear(node, name, options);
+        match self.answer(node, token) {
+            Answer::Cleared(result) => result.expect("a healthy bus clears"),
+            other => panic!("{other:?} to a clear"),
+        }
+    }
+
+    /// Waits for the answer to a command.
+    pub fn answer(&mut self, node: usize, token: Token) -> Answer {
+        self.settle("an answer", |probe| probe.nodes[node].answers.contains_key(&token));
+        self.nodes[node].answers[&token].clone()
+    }
+
+    /// The answer to a command, if it has come.
+    pub fn answered(&self, node: usize, token: Token) -> Option<&Answer> {
+        self.nodes[node].answers.get(&token)
+    }
+
+    /// Commands without an answer.
+    pub fn unanswered(&self) -> usize {
+        self.nodes.iter().map(|node| node.sent.len()).sum()
+    }
+
+    // What was told
+
+    /// Everything that a node was told of an open channel, in order.
+    pub fn seen(&self, node: usize, name: &str) -> &[Seen] {
+        self.view(node, name).map_or(&[], |view| &view.seen)
+    }
+
+    /// The data of the publications that a node was given.
+    pub fn arrivals(&self, node: usize, name: &str) -> Vec<&str> {
+        let data = |seen: &'_ Seen| matches!(seen, Seen::Arrival(..));
+        self.seen(node, name).iter().filter(|seen| data(seen)).map(Seen::data).collect()
+    }
+
+    /// Whether a node was told of a gap or another epoch.
+    pub fn was_told(&self, node: usize, name: &str) -> bool {
+        self.seen(node, name).iter().any(|seen| !matches!(seen, Seen::Arrival(..)))
+    }
+
+    /// Where a node stands in an open channel.
+    pub fn cursor(&self, node: usize, name: &str) -> Option<Position> {
+        self.view(node, name).and_then(|view| view.cursor)
+    }
+
+    /// What a node's bus says of itself.
+    pub fn health(&mut self, node: usize) -> Health {
+        self.cluster.node(node).health()
+    }
+
+    /// When a node was told what of its bus's health.
+    pub fn health_events(&self, node: usize) -> &[(u64, Health)] {
+        &self.nodes[node].health
+    }
+
+    /// P4, at the end of a test whose channels are all whole again: what was accepted in a channel's present
+    /// epoch is not above its top.
+    pub fn check_accepted(&mut self, node: usize, name: &str, options: &ChannelOptions) {
+        let top = self.top(node, name, options);
+        for (_, position) in self.accepted.iter().filter(|(other, _)| other == name) {
+            assert!(
+                position.epoch != top.epoch || position.offset <= top.offset,
+                "{position:?} above {top:?}"
+            );
+        }
+    }
+
+    fn view(&self, node: usize, name: &str) -> Option<&View> {
+        self.nodes[node].views.get(self.nodes[node].ids.get(name)?)
+    }
+
+    fn id(&mut self, node: usize, name: &str) -> ChannelId {
+        let node = &mut self.nodes[node];
+        if let Some(id) = node.ids.get(name) {
+            return *id;
+        }
+        let fresh = ChannelId((node.ids.len() + node.free.len()) as u32);
+        let id = node.free.pop().unwrap_or(fresh);
+        node.ids.insert(name.into(), id);
+        id
+    }
+
+    fn sent(&mut self, node: usize, channel: ChannelId, name: &str, data: &str) -> Token {
+        self.drawn += 1;
+        let token = Token(self.drawn);
+        let at_ms = self.now_ms();
+        self.nodes[node].sent.insert(token, Sent { at_ms, channel, name: name.into(), data: data.into() });
+        token
+    }
+
+    // Checking
+
+    fn hear(&mut self, node: usize, told: Told) {
+        match told {
+            Told::Opened(token, channel, result) => {
+                let sent = self.note_answer(node, token, Answer::Opened(result));
+                assert_eq!(sent.channel, channel);
+                let view = self.nodes[node].views.get_mut(&channel);
+                let Some(view) = view.filter(|view| view.made_by <= token) else { return };
+                match (result, view.cursor) {
+                    (Ok(position), None) => view.cursor = Some(position),
+                    (Ok(position), Some(cursor)) => assert_eq!(position, cursor, "P2: an open jumped"),
+                    (Err(_), None) => drop(self.nodes[node].views.remove(&channel)),
+                    (Err(_), Some(_)) => (),
+                }
+            }
+            Told::Published(token, result) => {
+                let sent = self.note_answer(node, token, Answer::Published(result));
+                if let Ok(accepted) = result {
+                    self.note_accepted(&sent, &accepted);
+                }
+            }
+            Told::Read(token, result, page) => {
+                let sent =
+                    self.note_answer(node, token, Answer::Read(result.map(|head| (head, page.clone()))));
+                if let Ok(head) = result {
+                    for (offset, data) in page {
+                        self.note_name(&sent.name, Position::new(head.top.epoch, offset), &data, None);
+                    }
+                }
+            }
+            Told::Cleared(token, result) => drop(self.note_answer(node, token, Answer::Cleared(result))),
+            Told::Arrival { channel, epoch, previous, offset, data } => {
+                self.note_arrival(node, channel, previous, Position::new(epoch, offset), &data);
+            }
+            Told::Gap(channel, resumed) => self.note_jump(node, channel, resumed, Seen::Gap(resumed)),
+            Told::EpochChanged(channel, position) => {
+                self.note_jump(node, channel, position, Seen::EpochChanged(position));
+            }
+            Told::Health(health) => {
+                let at_ms = self.now_ms();
+                assert_ne!(self.nodes[node].health.last().map(|(_, last)| *last), Some(health), "told twice");
+                self.nodes[node].health.push((at_ms, health));
+            }
+            Told::Idle(channel) => {
+                assert!(!self.nodes[node].views.contains_key(&channel), "an open channel is not idle");
+            }
+        }
+    }
+
+    /// C1: one answer, in time. A node that was not polled could not take it.
+    fn note_answer(&mut self, node: usize, token: Token, answer: Answer) -> Sent {
+        let now_ms = self.now_ms();
+        let sent = self.nodes[node].sent.remove(&token);
+        let sent =
+            sent.unwrap_or_else(|| panic!("C1: {answer:?} to a command that was answered, or to none"));
+        let polled = self.deaf.is_empty();
+        assert!(
+            !polled || now_ms - sent.at_ms <= ANSWER_MS_MAX,
+            "C1: {answer:?} after {}",
+            now_ms - sent.at_ms
+        );
+        self.nodes[node].answers.insert(token, answer);
+        sent
+    }
+
+    fn note_accepted(&mut self, sent: &Sent, accepted: &Accepted) {
+        if accepted.position.epoch.is_none() {
+            assert_eq!((accepted.position, accepted.previous), (Position::NONE, 0), "E4");
+            return;
+        }
+        assert!(accepted.previous < accepted.position.offset);
+        self.accepted.push((sent.name.clone(), accepted.position));
+        if !accepted.repeated {
+            self.note_name(&sent.name, accepted.position, &sent.data, Some(accepted.previous));
+        }
+    }
+
+    /// P3: a position names one publication, with one predecessor.
+    fn note_name(&mut self, name: &str, at: Position, data: &str, previous: Option<u64>) {
+        let key = (name.to_owned(), at.epoch, at.offset);
+        let (known, before) = self.names.entry(key).or_insert_with(|| (data.into(), previous));
+        assert_eq!(known, data, "P3: {at:?} of {name} names two publications");
+        if let Some(previous) = previous {
+            let known = *before.get_or_insert(previous);
+            assert_eq!(known, previous, "P2: {at:?} of {name} has two predecessors");
+        }
+    }
+
+    fn note_arrival(&mut self, node: usize, channel: ChannelId, previous: u64, at: Position, data: &str) {
+        let view = self.nodes[node].views.get_mut(&channel);
+        let view = view.unwrap_or_else(|| panic!("C5: {data} arrived at a channel that is not open"));
+        let cursor = view.cursor.unwrap_or_else(|| panic!("P7: {data} arrived before the open was answered"));
+        assert!(data.starts_with(&format!("{}/", view.name)), "C5: {data} arrived at {}", view.name);
+        if view.options.is_positioned() {
+            assert_eq!(at.epoch, cursor.epoch, "P13: {data} is of an epoch that was not told");
+            assert_eq!(previous, cursor.offset, "P2: a hole or a repeat before {data} at {at:?}");
+            assert!(at.offset > previous, "P1");
+            view.cursor = Some(at);
+        } else {
+            assert_eq!((at, previous), (Position::NONE, 0), "E4");
+            check_ephemeral(&view.seen, data);
+        }
+        view.seen.push(Seen::Arrival(at, data.to_owned()));
+        let name = view.name.clone();
+        if !at.epoch.is_none() {
+            self.note_name(&name, at, data, Some(previous));
+        }
+    }
+
+    fn note_jump(&mut self, node: usize, channel: ChannelId, to: Position, seen: Seen) {
+        let view = self.nodes[node].views.get_mut(&channel);
+        let view = view.unwrap_or_else(|| panic!("C5: {seen:?} for a channel that is not open"));
+        let cursor = view.cursor.unwrap_or_else(|| panic!("P7: {seen:?} before the open was answered"));
+        match seen {
+            Seen::EpochChanged(_) => assert_ne!(to.epoch, cursor.epoch, "P13: the epoch did not change"),
+            _ => assert_eq!(to.epoch, cursor.epoch, "P13: a gap is within an epoch"),
+        }
+        assert!(to.epoch != cursor.epoch || to.offset >= cursor.offset, "P2: the chain went back");
+        view.cursor = Some(to);
+        view.seen.push(seen);
+    }
+}
+
+impl Seen {
+    fn data(&self) -> &str {
+        match self {
+            Seen::Arrival(_, data) => data,
+            Seen::Gap(_) | Seen::EpochChanged(_) => "",
+        }
+    }
+}
+
+impl<C: Faults> Probe<C> {
+    /// Cuts a node off, does something at the others while it is away, and lets it come back.
+    pub fn cut_off(&mut self, node: usize, meanwhile: impl FnOnce(&mut Probe<C>)) {
+        let known = self.nodes[node].health.len();
+        self.cluster.isolate(node);
+        self.settle("word of the cut", |probe| probe.nodes[node].health.len() > known);
+        meanwhile(self);
+        self.cluster.rejoin(node);
+        self.settle_up();
+    }
+}
+
+/// E1 and E2: what one publisher sent comes in its order, and once.
+fn check_ephemeral(seen: &[Seen], data: &str) {
+    let (publisher, number) = publisher_and_number(data);
+    let earlier = seen.iter().map(Seen::data).filter(|data| !data.is_empty()).map(publisher_and_number);
+    let last = earlier.filter(|(other, _)| *other == publisher).map(|(_, number)| number).max();
+    assert!(last.is_none_or(|last| last < number), "E1, E2: {data} after {last:?}");
+}
+
+/// Parts of what [`Probe::data`] has made.
+fn publisher_and_number(data: &str) -> (&str, u64) {
+    let mut parts = data.rsplitn(3, '/');
+    let number = parts.next().and_then(|number| number.parse().ok());
+    (parts.next().unwrap_or_default(), number.expect("data of the suite ends with a number"))
+}
+
+fn named(publication: &Publication<'_>) -> (u64, String) {
+    (publication.offset, String::from_utf8_lossy(publication.data).into_owned())
+}
+
+/// An [`Event`] that owns what it says.
+#[derive(Debug)]
+enum Told {
+    Opened(Token, ChannelId, Result<Position, BusError>),
+    Published(Token, Result<Accepted, PublishError>),
+    Read(Token, Result<Page, BusError>, Vec<(u64, String)>),
+    Cleared(Token, Result<Position, BusError>),
+    Arrival { channel: ChannelId, epoch: Epoch, previous: u64, offset: u64, data: String },
+    Gap(ChannelId, Position),
+    EpochChanged(ChannelId, Position),
+    Health(Health),
+    Idle(ChannelId),
+}
+
+impl Told {
+    fn new(event: &Event<'_>) -> Told {
+        match event {
+            Event::Opened { token, channel, result } => Told::Opened(*token, *channel, *result),
+            Event::Published { token, result } => Told::Published(*token, *result),
+            Event::Read { token, result, publications } => {
+                let page = publications.clone().map(|publication| named(&publication)).collect();
+                Told::Read(*token, *result, page)
+            }
+            Event::Cleared { token, result } => Told::Cleared(*token, *result),
+            Event::Arrival { channel, epoch, previous, publication } => {
+                let (offset, data) = named(publication);
+                Told::Arrival { channel: *channel, epoch: *epoch, previous: *previous, offset, data }
+            }
+            Event::Gap { channel, resumed } => Told::Gap(*channel, *resumed),
+            Event::EpochChanged { channel, position } => Told::EpochChanged(*channel, *position),
+            Event::Health(health) => Told::Health(*health),
+            Event::Idle { channel } => Told::Idle(*channel),
+        }
+    }
+}
