@@ -1,0 +1,219 @@
+//! The sections of the configuration file that only the control plane and the wire read.
+//!
+//! Owns their fields, defaults and ranges; the core's sections are in [`crate::core::config`]. The
+//! doc comments are the comments of `ringmain genconfig`.
+
+use std::net::Ipv4Addr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::listen::{AdminListen, Listen};
+use crate::core::config::Secret;
+use crate::io::ListenSpec;
+
+/// Everything of the file that the core does not read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The traffic listeners, the shards and their sockets.
+    pub server: ServerConfig,
+    /// The admin port: server API, health, readiness and metrics.
+    pub admin: AdminConfig,
+    /// What joins several nodes into one system.
+    pub bus: BusConfig,
+    /// Logs, written to standard error.
+    pub log: LogConfig,
+}
+
+/// The traffic listeners, the shards and their sockets.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Addresses that clients connect to: `IP:PORT`, a range `IP:FIRST-LAST`, or `unix:/path`, each
+    /// followed by ` proxy_protocol` where a proxy puts a PROXY header (v1 or v2) in front.
+    #[schemars(extend("x-alias" = "listen"))]
+    pub listen: Vec<Listen>,
+    /// Name of this node in `info`; the host's name where it is not given.
+    pub name: Option<String>,
+    /// Shards, each a thread with its own connections. Without it: one per CPU in `cpus`, or one per
+    /// CPU that the process may use.
+    #[schemars(range(min = 1, max = 1_024), extend("x-alias" = "shards"))]
+    pub shards: Option<u16>,
+    /// CPUs that the shards are pinned to, in turn. Empty: those that the process may use.
+    #[schemars(inner(range(min = 0, max = 4_095)))]
+    pub cpus: Vec<u16>,
+    /// Send buffer of a client's socket (SO_SNDBUF), in bytes. The kernel accounts for twice as much.
+    #[schemars(range(min = 4_096, max = 16_777_216))]
+    pub send_buffer_bytes: u32,
+    /// Receive buffer of a client's socket (SO_RCVBUF), in bytes. The kernel accounts for twice as much.
+    #[schemars(range(min = 4_096, max = 16_777_216))]
+    pub receive_buffer_bytes: u32,
+    /// Bytes not yet sent above which a socket counts as full (TCP_NOTSENT_LOWAT).
+    #[schemars(range(min = 4_096, max = 16_777_216))]
+    pub tcp_notsent_lowat_bytes: u32,
+    /// How long sent bytes may stay unacknowledged before the kernel gives the connection up
+    /// (TCP_USER_TIMEOUT), in milliseconds.
+    #[schemars(range(min = 1_000, max = 3_600_000))]
+    pub tcp_user_timeout_ms: u32,
+    /// Connections that wait in each listening socket to be accepted (listen(2)); net.core.somaxconn
+    /// caps it.
+    #[schemars(range(min = 16, max = 65_535))]
+    pub backlog: u32,
+    /// How long a draining node is not ready but still accepts, in milliseconds: what a balancer takes
+    /// to notice.
+    #[schemars(range(min = 0, max = 600_000))]
+    pub drain_delay_ms: u64,
+    /// How long a drain takes at the most, `drain_delay_ms` included, in milliseconds. What is still
+    /// connected then is cut.
+    #[schemars(range(min = 100, max = 3_600_000))]
+    pub drain_timeout_ms: u64,
+    /// What the node may use at worst, in bytes, kernel memory of its sockets included. Without it:
+    /// nine tenths of what is available at start. The node refuses to run where its maxima add up to
+    /// more; maxima that are not set are made smaller to fit.
+    #[schemars(range(min = 67_108_864, max = MEMORY_BYTES_MAX))]
+    pub memory_budget_bytes: Option<u64>,
+}
+
+/// The largest memory budget that can be named, in bytes: 16 TiB.
+const MEMORY_BYTES_MAX: u64 = 1 << 44;
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let address = ListenSpec::Tcp { ip: Ipv4Addr::LOCALHOST.into(), first: 8000, last: 8000 };
+        Self {
+            listen: vec![Listen { address, proxy_protocol: false }],
+            name: None,
+            shards: None,
+            cpus: Vec::new(),
+            send_buffer_bytes: 64 * 1024,
+            receive_buffer_bytes: 32 * 1024,
+            tcp_notsent_lowat_bytes: 32 * 1024,
+            tcp_user_timeout_ms: 30_000,
+            backlog: 4_096,
+            drain_delay_ms: 5_000,
+            drain_timeout_ms: 30_000,
+            memory_budget_bytes: None,
+        }
+    }
+}
+
+/// The admin port: server API, health, readiness and metrics.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Address and port. Not for clients: keep it on loopback or on a private network.
+    #[schemars(extend("x-alias" = "admin"))]
+    pub listen: AdminListen,
+    /// Key of the server API, sent as `X-API-Key`. Without it the API refuses every call (401).
+    #[schemars(extend("x-alias" = "api_key"))]
+    pub api_key: Option<Secret>,
+    /// Size of a request's body at the most, in bytes (above: 413).
+    #[schemars(range(min = 1_024, max = 67_108_864))]
+    pub request_bytes_max: u32,
+    /// Bytes of all requests' bodies under way at the most (above: 503).
+    #[schemars(range(min = 1_024, max = REQUEST_POOL_BYTES_MAX))]
+    pub request_pool_bytes: u64,
+    /// Calls of the API under way at the most (above: 503).
+    #[schemars(range(min = 1, max = 65_536))]
+    pub inflight_max: u32,
+    /// Connections to the admin port at the most; further ones wait in the kernel.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub connections_max: u32,
+}
+
+/// The largest pool of request bodies that can be named, in bytes: 1 TiB.
+const REQUEST_POOL_BYTES_MAX: u64 = 1 << 40;
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: AdminListen(([127, 0, 0, 1], 8001).into()),
+            api_key: None,
+            request_bytes_max: 4 * 1024 * 1024,
+            request_pool_bytes: 64 * 1024 * 1024,
+            inflight_max: 1_024,
+            connections_max: 1_024,
+        }
+    }
+}
+
+/// What joins several nodes into one system.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BusConfig {
+    /// `memory`: none, this node alone, with its histories in its own memory.
+    #[schemars(extend("x-alias" = "bus"))]
+    pub url: BusUrl,
+}
+
+/// Which bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum BusUrl {
+    /// None: the embedded one.
+    #[default]
+    Memory,
+}
+
+impl TryFrom<String> for BusUrl {
+    type Error = String;
+
+    /// Names the scheme only: the rest of an address may hold a password.
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once("://") {
+            None if text == "memory" => Ok(Self::Memory),
+            Some(("memory", "")) => Ok(Self::Memory),
+            Some((scheme, _)) => {
+                Err(format!("bus `{scheme}://…` is not built into this version; only `memory` is"))
+            }
+            None => Err("bus: expected `memory`; no other bus is built into this version".to_owned()),
+        }
+    }
+}
+
+impl From<BusUrl> for String {
+    fn from(BusUrl::Memory: BusUrl) -> Self {
+        "memory".to_owned()
+    }
+}
+
+/// Logs, written to standard error.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// What is logged.
+    #[schemars(extend("x-alias" = "log"))]
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What should wake someone.
+    Error,
+    /// And what deserves a look.
+    Warn,
+    /// And starts, stops and changes of state.
+    #[default]
+    Info,
+    /// And single requests of the admin port.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
