@@ -101,7 +101,8 @@ pub trait Engine {
 
     /// Timers. Called when [`Engine::next_deadline_ms`] has passed, at the latest.
     fn tick(&mut self, now: Now);
-    /// When `tick` has work next, in monotonic milliseconds.
+    /// When the next turn has work by itself, in monotonic milliseconds: a timer, or at once (0) where
+    /// output waits. Asked after `settle`, before the loop sleeps.
     fn next_deadline_ms(&self) -> Option<u64>;
 
     /// Builds the sends of this turn. Returns whether more is left than the budget allowed.

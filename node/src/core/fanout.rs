@@ -57,6 +57,15 @@ impl Core {
         !(self.out.ready.is_empty() && self.dirty.is_empty() && self.dirty_high.is_empty())
     }
 
+    /// Whether there is something to send now: the next turn must not wait.
+    pub(crate) fn has_output(&self) -> bool {
+        let nothing = self.out.ready.is_empty()
+            && self.out.in_arena.is_empty()
+            && self.dirty.is_empty()
+            && self.dirty_high.is_empty();
+        !nothing
+    }
+
     /// Serves each queued channel once, until the budget is spent.
     fn serve_dirty(&mut self, high: bool, sends_max: usize, bytes_max: usize, bytes: &mut usize) {
         let rounds = if high { self.dirty_high.len() } else { self.dirty.len() };

@@ -40,6 +40,9 @@ impl Core {
 
     /// When the next is due.
     pub(crate) fn next_timer_ms(&self) -> Option<u64> {
+        if self.has_output() {
+            return Some(0);
+        }
         let drain = self.drain.as_ref().filter(|drain| !drain.told);
         let drain = drain.map(|_| self.pools_checked_ms + POOL_CHECK_MS);
         let pools = self.over_pool().then_some(self.pools_checked_ms + POOL_CHECK_MS);
