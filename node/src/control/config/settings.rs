@@ -324,7 +324,11 @@ mod tests {
         check("client = 1", "client = 1: expected a table of keys (r.toml)", "");
         check("[namespaces]\nroom = 1", "namespaces.room = 1: expected a table of keys (r.toml)", "");
         check("[namespaces.\"a:b\"]", "the namespace name `a:b` is not possible (r.toml)", "letters");
-        check("[client]\nping_interval_ms = \n", "r.toml:2:20: ", "TOML");
+        check(
+            "[client]\nping_interval_ms = \n",
+            "r.toml:2:20: string values must be quoted, expected literal string",
+            "TOML",
+        );
     }
 
     #[test]

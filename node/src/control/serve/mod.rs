@@ -7,6 +7,7 @@
 //! A shard that ends by itself takes the process down: a node with a dead shard would hold a part of
 //! its channels and answer for none of them.
 
+mod assets;
 mod banner;
 mod drain;
 mod shards;

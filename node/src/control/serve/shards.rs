@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ringmain_proto::time::Now;
 use tokio::sync::mpsc;
 
+use super::assets::assets;
 use super::{NodeState, ServeError, system};
 use crate::control::VERSION;
 use crate::control::check::Plan;
@@ -15,7 +16,7 @@ use crate::core::config::CoreConfig;
 use crate::core::engine::ShardIndex;
 use crate::core::mesh::MeshBatch;
 use crate::core::metrics::Metric;
-use crate::core::{Asset, Core, CoreOptions};
+use crate::core::{Core, CoreOptions};
 use crate::io::{
     BoundAddress, Listeners, Mesh, SendError, ShardEvent, ShardHandle, ShardMetrics, ShardOptions,
     ShardParts, SocketOptions, spawn_shard,
@@ -201,11 +202,6 @@ fn core_options(
         started_unix_ms: state.started_unix_ms(),
         assets: assets(plan.resolved.demo),
     })
-}
-
-/// The pages that the node serves on its traffic port.
-fn assets(_demo: bool) -> Arc<[Asset]> {
-    Arc::from([])
 }
 
 fn random() -> Result<u64, ServeError> {
