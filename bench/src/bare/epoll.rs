@@ -1,6 +1,7 @@
 //! The bare epoll server: edge-triggered, one thread, plain accept4, recv and send.
 //!
-//! A recv that fills less than the buffer is not repeated: the next bytes raise a new edge (epoll(7)). Writability is
+//! A recv that fills less than the buffer is not repeated, unless the end of input is announced: the next bytes raise
+//! a new edge (epoll(7)). Writability is
 //! asked for only after a send was refused.
 
 use std::mem::MaybeUninit;
@@ -80,8 +81,9 @@ impl Server {
         if flags.intersects(EventFlags::OUT) {
             self.unblock(index);
         }
-        if flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
-            self.read(index);
+        let ends = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        if ends || flags.contains(EventFlags::IN) {
+            self.read(index, ends);
         }
     }
 
@@ -102,7 +104,7 @@ impl Server {
         }
     }
 
-    fn read(&mut self, index: usize) {
+    fn read(&mut self, index: usize, to_end: bool) {
         loop {
             let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) else { return };
             let (heard, full) = match recv(&connection.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
@@ -126,7 +128,7 @@ impl Server {
                 self.close(index);
                 return;
             }
-            if !full {
+            if !full && !to_end {
                 return;
             }
         }

@@ -102,7 +102,7 @@ impl<S: Scenario> Engine<S> {
     ) -> Result<Option<u64>, EngineError> {
         self.net.tick();
         for index in std::mem::take(&mut self.unread) {
-            self.read(index, buffer);
+            self.read(index, true, buffer);
         }
         for event in events.drain(..) {
             if let Some(index) = self.net.of_event(event.data.u64()) {
@@ -139,13 +139,15 @@ impl<S: Scenario> Engine<S> {
         } else if flags.contains(EventFlags::OUT) {
             self.net.flush(index);
         }
-        let readable = EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-        if flags.intersects(readable) && !self.net.is_paused(index) {
-            self.read(index, buffer);
+        let ends = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        if (ends || flags.contains(EventFlags::IN)) && !self.net.is_paused(index) {
+            self.read(index, ends, buffer);
         }
     }
 
-    fn read(&mut self, index: usize, buffer: &mut [MaybeUninit<u8>]) {
+    /// Reads what is there. A read that does not fill the buffer took all of it, and more raises a new edge; but with
+    /// `to_end` there may be an end of input behind it, whose edge has passed.
+    fn read(&mut self, index: usize, to_end: bool, buffer: &mut [MaybeUninit<u8>]) {
         for _ in 0..READS_MAX {
             match self.net.receive(index, buffer) {
                 None => return,
@@ -154,8 +156,7 @@ impl<S: Scenario> Engine<S> {
                 Some(Ok(bytes)) => {
                     self.net.tick();
                     self.take(index, bytes);
-                    // A read that did not fill the buffer took all there was; more raises a new edge.
-                    if bytes.len() < RECV_BYTES {
+                    if bytes.len() < RECV_BYTES && !to_end {
                         return;
                     }
                 }
@@ -392,7 +393,7 @@ impl<S: Scenario> Engine<S> {
                 self.net.close(index);
                 if paused {
                     // What lies unread would turn our FIN into a reset, and its edge is long gone.
-                    self.read(index, buffer);
+                    self.read(index, true, buffer);
                 }
             }
             State::Connecting | State::Upgrading | State::Opening(_) => self.net.discard(index),
