@@ -97,8 +97,8 @@ pub(crate) struct RunArgs {
     /// Load processes [default: as many as the limit of open files asks for].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=WORKERS_MAX as u64))]
     pub(crate) workers: Option<u64>,
-    /// Connections being opened at the same time, in each load process.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    /// Connections being opened at the same time.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub(crate) connect_window: u64,
     /// Seconds of load before the measurement.
     #[arg(long, default_value = "1", value_parser = seconds)]

@@ -17,10 +17,10 @@ pub(crate) struct Plan {
     pub(crate) connections: u64,
     /// Load processes, at most [`crate::io::board::WORKERS_MAX`].
     pub(crate) workers: usize,
-    /// Connections that each process opens at the same time.
+    /// Connections that all processes together open at the same time.
     pub(crate) connect_window: usize,
     /// The core that all load processes are pinned to.
-    pub(crate) client_core: Option<usize>,
+    pub(crate) client_core: usize,
     pub(crate) load: Load,
 }
 
@@ -46,8 +46,18 @@ pub(crate) enum Load {
 pub(crate) enum Pace {
     /// Closed loop: so many in flight.
     Window(u32),
-    /// Open loop: so many a second, over all connections of this process, whatever comes back.
+    /// Open loop: so many a second, over all connections, whatever comes back.
     PerSecond(f64),
+}
+
+impl Pace {
+    /// The pace of a process that has `part` of all connections, 0 to 1: windows are per connection, a rate is shared.
+    pub(crate) fn of_part(self, part: f64) -> Pace {
+        match self {
+            Pace::Window(window) => Pace::Window(window),
+            Pace::PerSecond(rate) => Pace::PerSecond(rate * part),
+        }
+    }
 }
 
 /// Connections that wait, and receive one publication each.

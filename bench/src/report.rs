@@ -58,6 +58,7 @@ pub(crate) fn outcome_rows(outcome: &Outcome, unit: &str) -> Vec<(&'static str, 
         ("server CPU", known(outcome.cpu_us_per_unit.map(|us| format!("{us:.3} us per {unit}")))),
         ("  of it in ksoftirqd", known(outcome.ksoftirqd_share.map(percent))),
         ("  server busy", known(outcome.server_busy.map(percent))),
+        ("client busy", percent(outcome.client_busy)),
         ("rate", format!("{:.0} {unit} per s", outcome.units as f64 / outcome.seconds)),
         ("counted", format!("{} {unit} in {:.2} s", outcome.units, outcome.seconds)),
         (

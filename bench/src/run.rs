@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::io::board::{Board, Counter, Phase};
 use crate::io::signals::interrupted;
-use crate::measure::cpu::{CpuError, CpuMeter, CpuUsed};
+use crate::measure::cpu::{CpuError, CpuMeter, CpuSample, CpuUsed};
 use crate::measure::latency::{Latencies, Percentiles};
 use crate::plan::{Heard, Plan, WorkerReport};
 
@@ -61,7 +61,9 @@ pub(crate) struct Outcome {
     pub(crate) ksoftirqd_share: Option<f64>,
     /// How busy the server was, 0 to 1 of one core.
     pub(crate) server_busy: Option<f64>,
-    /// The same figure from the kernel's sampled ticks, for comparison.
+    /// How busy the load processes were, 0 to 1 of their core: at 1 they are the bottleneck.
+    pub(crate) client_busy: f64,
+    /// The server's CPU for each unit from the kernel's sampled ticks, for comparison.
     pub(crate) cpu_ticks_us_per_unit: Option<f64>,
     pub(crate) bytes_in_per_unit: f64,
     pub(crate) bytes_out_per_unit: f64,
@@ -278,13 +280,15 @@ struct Sample {
     units: u64,
     bytes_in: u64,
     bytes_out: u64,
-    cpu: Option<crate::measure::cpu::CpuSample>,
+    cpu: Option<CpuSample>,
+    client: CpuSample,
 }
 
 impl Sample {
     fn take(fleet: &Fleet, meter: Option<&CpuMeter>) -> Result<Sample, RunError> {
         Ok(Sample {
             cpu: meter.map(CpuMeter::sample).transpose()?,
+            client: CpuMeter::new(fleet.workers.iter().map(Child::id).collect(), None).sample()?,
             at: Instant::now(),
             units: fleet.counter(Counter::Units),
             bytes_in: fleet.counter(Counter::BytesIn),
@@ -304,6 +308,7 @@ impl Sample {
             cpu_us_per_unit: used.map(|used| per_unit(used.total_ns() as f64 / 1e3)),
             ksoftirqd_share: used.map(|used| used.ksoftirqd_ns as f64 / used.total_ns().max(1) as f64),
             server_busy: used.map(|used| used.total_ns() as f64 / 1e9 / seconds),
+            client_busy: self.client.since(&before.client).total_ns() as f64 / 1e9 / seconds,
             cpu_ticks_us_per_unit: used.map(|used| per_unit(used.ticks as f64 * 1e4)),
             bytes_in_per_unit: per_unit((self.bytes_in - before.bytes_in) as f64),
             bytes_out_per_unit: per_unit((self.bytes_out - before.bytes_out) as f64),

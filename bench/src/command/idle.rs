@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::workload::Workload;
+use super::workload::{Workload, client_core};
 use super::{CommandError, Subject, meter, start};
 use crate::cli::IdleArgs;
 use crate::io::board::{Counter, Phase};
+use crate::load::worker::pin;
 use crate::measure::machine::Machine;
 use crate::measure::memory::{self, MemorySample};
 use crate::plan::{Channels, IdlePlan, Load};
@@ -40,6 +41,7 @@ struct IdleResult {
 
 pub(super) fn run(args: &IdleArgs) -> Result<(), CommandError> {
     let machine = Machine::look();
+    pin(client_core(&args.run))?;
     let progress = progress_line(args.run.quiet);
     progress.set_prefix("idle");
     let subject = start(&args.server)?;

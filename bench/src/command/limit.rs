@@ -4,10 +4,11 @@ use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::workload::Workload;
+use super::workload::{Workload, client_core};
 use super::{CommandError, meter, start, timing};
 use crate::bare::script::Script;
 use crate::cli::{LimitOptions, RunArgs, ServerArgs};
+use crate::load::worker::pin;
 use crate::measure::cpu::CpuMeter;
 use crate::measure::machine::Machine;
 use crate::measure::series::Series;
@@ -53,6 +54,7 @@ pub(super) fn run(
     options: LimitOptions,
 ) -> Result<(), CommandError> {
     let machine = Machine::look();
+    pin(client_core(run))?;
     let progress = progress_line(run.quiet);
     progress.set_prefix(format!("{name}: learning"));
     let path = server.url.as_deref().and_then(parse_url).map_or(WEBSOCKET_PATH.into(), |target| target.path);
@@ -188,7 +190,7 @@ impl Comparison<'_> {
             format!("{name}: {}", self.workload.title),
             format!("CPU us per {unit}"),
             format!("x limit ({})", self.title(limit)),
-            "busy".into(),
+            "busy / client".into(),
             format!("1000 {unit}/s"),
             "p50 us".into(),
             "p99 us".into(),
@@ -235,7 +237,11 @@ impl Comparison<'_> {
             title.to_owned(),
             text(Series::of(&self.cpu(contestant))),
             text(ratio),
-            report::percent(median(&|outcome| outcome.server_busy.unwrap_or(f64::NAN))),
+            format!(
+                "{:.0} / {:.0} %",
+                median(&|outcome| outcome.server_busy.unwrap_or(f64::NAN) * 100.0),
+                median(&|outcome| outcome.client_busy * 100.0)
+            ),
             format!("{:.1}", median(&|outcome| outcome.units as f64 / outcome.seconds / 1e3)),
             format!("{:.0}", median(&|outcome| outcome.latency.p50_us)),
             format!("{:.0}", median(&|outcome| outcome.latency.p99_us)),

@@ -70,6 +70,7 @@ pub(crate) fn execute(cli: Cli) -> Result<(), CommandError> {
 /// A run against one server, reported on its own.
 fn single(name: &str, workload: &Workload, server: &ServerArgs, run: &RunArgs) -> Result<(), CommandError> {
     let machine = Machine::look();
+    worker::pin(workload::client_core(run))?;
     let progress = run::progress_line(run.quiet);
     progress.set_prefix(name.to_owned());
     let server = start(server)?;

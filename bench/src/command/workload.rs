@@ -35,7 +35,7 @@ impl Workload {
             connections: self.connections,
             workers: workers as usize,
             connect_window: run.connect_window as usize,
-            client_core: Some(client_core(run)),
+            client_core: client_core(run),
             load: self.load.clone(),
         }
     }

@@ -17,7 +17,7 @@ use super::openings::Openings;
 use super::scenario::Scenario;
 use crate::io::board::Board;
 use crate::io::signals::ignore_interrupts;
-use crate::plan::{Load, Plan, WorkerReport};
+use crate::plan::{EchoPlan, Load, Plan, WorkerReport};
 use crate::wire::token::TokenError;
 use crate::wire::upgrade;
 
@@ -37,6 +37,8 @@ pub(crate) enum WorkerError {
     Engine(#[from] EngineError),
     #[error("the kernel refused: {0}")]
     Kernel(#[from] rustix::io::Errno),
+    #[error("cannot pin to core {0}")]
+    Core(usize),
 }
 
 /// How many connections one process can hold under the hard limit of open files.
@@ -50,6 +52,12 @@ pub(crate) fn raise_nofile() -> Result<(), rustix::io::Errno> {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
 }
 
+/// Pins this thread, and what it starts later, to `core`.
+pub(crate) fn pin(core: usize) -> Result<(), WorkerError> {
+    let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: core });
+    if pinned { Ok(()) } else { Err(WorkerError::Core(core)) }
+}
+
 /// Runs load process number `worker`; `board` is the path of the parent's board.
 pub(crate) fn run(worker: usize, board: &str) -> Result<(), WorkerError> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -58,9 +66,7 @@ pub(crate) fn run(worker: usize, board: &str) -> Result<(), WorkerError> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text)?;
     let plan: Plan = serde_json::from_str(&text)?;
-    if let Some(core) = plan.client_core {
-        core_affinity::set_for_current(core_affinity::CoreId { id: core });
-    }
+    pin(plan.client_core)?;
     let report = load(&plan, worker, &Rc::new(Board::open(board)?))?;
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, &report)?;
@@ -84,7 +90,8 @@ fn load(plan: &Plan, worker: usize, board: &Rc<Board>) -> Result<WorkerReport, W
             engine(plan, worker, first, count, scenario, watched)?.run(board)
         }
         Load::Echo(echo) => {
-            let scenario = Echo::new(echo.clone(), openings, first, count);
+            let pace = echo.pace.of_part(count as f64 / plan.connections as f64);
+            let scenario = Echo::new(EchoPlan { pace, ..echo.clone() }, openings, first, count);
             engine(plan, worker, first, count, scenario, watched)?.run(board)
         }
         Load::Churn(churn) => {
@@ -111,7 +118,8 @@ fn engine<S: Scenario>(
     watched: [Option<usize>; 2],
 ) -> Result<Engine<S>, WorkerError> {
     let churns = matches!(plan.load, Load::Churn(_));
-    let mut net = Net::new(plan.target.clone(), count, first, plan.connect_window, churns)?;
+    let connect_window = plan.connect_window / plan.workers.max(1);
+    let mut net = Net::new(plan.target.clone(), count, first, connect_window, churns)?;
     if !churns {
         (0..count).for_each(|index| net.want(index));
     }
@@ -132,7 +140,7 @@ mod tests {
             connections,
             workers,
             connect_window: 1,
-            client_core: None,
+            client_core: 0,
             load: Load::Churn(ChurnPlan { bare: true, channel: String::new() }),
         };
         for (connections, workers) in [(0, 1), (1, 1), (10, 3), (3, 10), (1_000_000, 54)] {

@@ -48,7 +48,7 @@ impl Machine {
         Machine {
             kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
             cpu: cpu_model(&cpuinfo).unwrap_or_else(|| "unknown".into()),
-            cores: core_affinity::get_core_ids().map_or(0, |ids| ids.len()),
+            cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
             memory_bytes: total_memory_bytes(),
             nofile: limit.maximum.unwrap_or(u64::MAX),
             hugepages: setting("/sys/kernel/mm/transparent_hugepage/enabled")
