@@ -34,8 +34,8 @@
 //! - **P11 clearing keeps the stream.** After `clear` the history is empty, its floor is the top, and
 //!   offsets go on in the same epoch.
 //! - **P12 limits of history.** At most `history_size` publications are kept, each at most
-//!   `history_ttl_ms` (and what [`HISTORY_LATE_MS`] allows); the position outlives them by `meta_ttl_ms`
-//!   from the last use, and as long as the channel is open.
+//!   `history_ttl_ms` (and what [`HISTORY_LATE_MS`] allows). The position outlives them by `meta_ttl_ms`
+//!   from the last use, and is kept while the channel is open at any node that reaches the broker.
 //! - **P13 a new life is told.** When a channel's epoch changes (data wiped, a tail lost, a position
 //!   expired), every port where it is open gets `EpochChanged` before an arrival of the new epoch.
 //!
@@ -88,7 +88,8 @@ pub const HISTORY_LATE_MS: u64 = 2_000;
 /// is the caller's clock and never goes back. The clauses are at [the module](self).
 pub trait Bus {
     /// Registers interest in a channel and gives its top (clause P7). Opening an open channel again is
-    /// allowed and answers the same way; it stays open until one `close`.
+    /// allowed and answers where its chain stands; it stays open until one `close`. An open that failed
+    /// changes nothing: a channel that was open is open, one whose other open is in flight may become so.
     fn open(&mut self, now: Now, token: Token, channel: Channel<'_>) -> Outcome<Result<Position, BusError>>;
 
     /// Ends the interest. No answer. Nothing happens to a channel that is not open.

@@ -134,6 +134,12 @@ impl SimBroker {
             let link = link.borrow();
             link.connected && link.connection == connection
         };
+        if let Request::Publish { name, .. } | Request::Read { name, .. } | Request::Clear { name, .. } =
+            &request
+            && self.links.iter().any(|link| link.borrow().subscriptions.contains_key(name))
+        {
+            self.store.hold(now_ms, name);
+        }
         let (call, body) = match request {
             Request::Publish { call, name, options, id, record } => {
                 let (accepted, message) = self.store.publish(now_ms, &name, &options, &id, &record);
@@ -159,7 +165,7 @@ impl SimBroker {
                 return;
             }
             Request::Canary => {
-                // A position is kept as long as somebody listens.
+                // Should this be the last sign of a listener, the position's time counts from here.
                 for name in link.borrow().subscriptions.keys() {
                     self.store.hold(now_ms, name);
                 }

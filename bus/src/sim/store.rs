@@ -164,7 +164,7 @@ impl Store {
         stream
     }
 
-    /// Keeps the position of a channel that somebody is subscribed to.
+    /// Keeps a position: somebody is subscribed to its channel.
     pub(super) fn hold(&mut self, now_ms: u64, name: &Rc<str>) {
         if let Some(stream) = self.streams.get_mut(name) {
             stream.last_use_ms = now_ms;
