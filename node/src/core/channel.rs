@@ -121,7 +121,8 @@ pub(crate) struct Channels {
     max: usize,
     shards: u16,
     namespaces: Vec<(Box<str>, Namespace)>,
-    /// Emptied logs, the last used on top: its lines are still in the cache.
+    /// Emptied logs, the last used on top: its lines are still in the cache. Boxed, as channels hold them.
+    #[expect(clippy::vec_box, reason = "a log moves between a channel and this list as a pointer")]
     spare_logs: Vec<Box<Log>>,
     log_bytes: usize,
 }

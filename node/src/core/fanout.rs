@@ -360,7 +360,6 @@ impl Core {
         }
         let send = self.out.send_of(slot);
         self.out.failed.push(slot);
-        self.metrics.add(Metric::SendsShort, 1);
         match send.source {
             Source::Own => self.out.consume_own(slot, accepted as usize),
             Source::Arena(_) => self.short_arena(slot, &send, accepted as usize),
@@ -425,7 +424,6 @@ impl Core {
 
     /// Ends the turn: see [`super::engine::Engine::settle`].
     pub(crate) fn settle_turn(&mut self, _now: Now) {
-        self.metrics.add(Metric::Sends, self.out.sends.len() as u64);
         for position in 0..self.out.sends.len() {
             let send = self.out.sends[position];
             if send.source == Source::Own && !self.out.failed.contains(&send.slot) {

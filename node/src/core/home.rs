@@ -48,6 +48,7 @@ pub(crate) struct HomePart {
     peers: SmallVec<[Peer; 1]>,
     /// What a peer has not been sent yet, as records.
     relay: Option<Box<Log>>,
+    #[expect(clippy::box_collection, reason = "most channels have no presence: one null pointer")]
     presence: Option<Box<HashMap<u128, Arc<IdentityInfo>>>>,
     /// Whether the bus has confirmed interest.
     opened: bool,

@@ -47,6 +47,7 @@ pub struct MetricInfo {
 }
 
 metrics! {
+    // The loop counts what happens at the sockets and the inboxes, the core everything else.
     Connections = ("connections", Gauge, "", "Connections held now"),
     Sessions = ("sessions", Gauge, "", "Connections that completed the connect command"),
     Subscriptions = ("subscriptions", Gauge, "", "Subscriptions held now"),

@@ -71,12 +71,12 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     /// Bytes in the own queue.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn own_len(&self) -> usize {
         self.bytes.len() - self.read
     }
 
     fn is_empty(&self) -> bool {
-        self.len() == 0 && self.lags.is_empty()
+        self.own_len() == 0 && self.lags.is_empty()
     }
 }
 
@@ -214,7 +214,7 @@ impl Output {
 
     /// Bytes in a slot's own queue.
     pub(crate) fn own_len(&self, slot: Slot) -> usize {
-        self.slots[slot as usize].waiting.as_ref().map_or(0, |waiting| waiting.len())
+        self.slots[slot as usize].waiting.as_ref().map_or(0, |waiting| waiting.own_len())
     }
 
     /// Bytes that wait for a slot in any place of this module.

@@ -102,7 +102,6 @@ pub(crate) struct Joining {
     pub(crate) since_offset: u64,
     /// Answer 112 where the position cannot be recovered.
     pub(crate) strict: bool,
-    pub(crate) cache: bool,
     /// JSON for the subscribe push of a subscription made by the server.
     pub(crate) push_data: Option<Box<[u8]>>,
     /// Unsubscribe commands that came meanwhile.

@@ -325,7 +325,6 @@ impl Engine for Core {
     }
 
     fn inbox(&mut self, from: ShardIndex, batch: MeshBatch, now: Now) {
-        self.metrics.add(Metric::MeshBatches, 1);
         self.metrics.add(Metric::MeshMessages, batch.len() as u64);
         for message in batch {
             match message {
@@ -397,6 +396,8 @@ impl Engine for Core {
     }
 
     fn metrics(&mut self) -> &mut Values {
+        self.metrics.set(Metric::Channels, self.channels.len() as u64);
+        self.metrics.set(Metric::LogBytes, self.channels.log_bytes() as u64);
         &mut self.metrics
     }
 

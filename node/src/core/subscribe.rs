@@ -85,7 +85,6 @@ impl Core {
             recover: new.recover.is_some(),
             since_offset: new.recover.as_ref().map_or(0, |recover| recover.offset),
             strict: new.strict,
-            cache: new.cache,
             push_data: new.push_data,
             unsubscribe_ids: Default::default(),
         };

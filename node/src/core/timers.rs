@@ -230,7 +230,8 @@ impl Core {
         if self.out.own_bytes() as u64 > own
             && let Some(slot) = self.oldest(|core, slot| {
                 let waiting = core.out.waiting(slot)?;
-                (waiting.len() > 0 && core.out.hot(slot) & BLOCKED != 0).then_some(waiting.blocked_since_ms)
+                (waiting.own_len() > 0 && core.out.hot(slot) & BLOCKED != 0)
+                    .then_some(waiting.blocked_since_ms)
             })
         {
             // It does not read: there is no point in a close frame behind all that waits.

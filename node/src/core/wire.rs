@@ -41,13 +41,11 @@ impl Core {
         self.out.open(slot);
         self.wheel.set(slot, deadline);
         self.connections += 1;
-        self.metrics.add(Metric::Accepted, 1);
         self.metrics.set(Metric::Connections, self.connections as u64);
     }
 
     /// Bytes of a connection, in the kernel's buffer.
     pub(crate) fn bytes_received(&mut self, slot: Slot, chunk: &mut [u8], now: Now) {
-        self.metrics.add(Metric::BytesIn, chunk.len() as u64);
         let mut rest = chunk;
         while !rest.is_empty() {
             let next = match self.sessions.get(slot).stage {

@@ -12,14 +12,14 @@ use ringmain_proto::time::Now;
 use serde_json::Value;
 
 /// A small seeded generator for the tests' own choices.
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -28,43 +28,43 @@ impl Dice {
 }
 
 /// A client's side of a connection.
-pub struct Client {
-    pub shard: usize,
-    pub slot: u32,
+pub(crate) struct Client {
+    pub(crate) shard: usize,
+    pub(crate) slot: u32,
     bytes: Vec<u8>,
     /// Frames that were received whole: opcode and payload.
-    pub frames: VecDeque<(u8, Vec<u8>)>,
+    pub(crate) frames: VecDeque<(u8, Vec<u8>)>,
     /// Bytes that its socket still takes; `None`: any number.
-    pub window: Option<usize>,
+    pub(crate) window: Option<usize>,
     awaits_writable: bool,
     /// The node finished or aborted the socket.
-    pub gone: Option<Effect>,
+    pub(crate) gone: Option<Effect>,
     next_id: u32,
 }
 
 /// A node of several shards and its clients.
-pub struct World {
-    pub cores: Vec<Core>,
-    pub now: Now,
-    pub clients: Vec<Client>,
-    pub answers: Vec<ControlAnswer>,
-    pub dice: Dice,
+pub(crate) struct World {
+    pub(crate) cores: Vec<Core>,
+    pub(crate) now: Now,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) answers: Vec<ControlAnswer>,
+    pub(crate) dice: Dice,
     /// One send in so many is cut at a random byte; 0: none.
-    pub cut_one_in: u64,
+    pub(crate) cut_one_in: u64,
     /// Batches that one shard may have in another's inbox.
-    pub credits: usize,
+    pub(crate) credits: usize,
     /// A shard that is not run.
-    pub paused: Option<usize>,
+    pub(crate) paused: Option<usize>,
     inboxes: Vec<VecDeque<(u16, MeshBatch)>>,
     free: Vec<Vec<u32>>,
     slots: Vec<u32>,
     token: u64,
 }
 
-pub const START_UNIX_MS: u64 = 1_790_000_000_000;
+pub(crate) const START_UNIX_MS: u64 = 1_790_000_000_000;
 
 impl World {
-    pub fn new(shards: u16, seed: u64, config: &CoreConfig) -> Self {
+    pub(crate) fn new(shards: u16, seed: u64, config: &CoreConfig) -> Self {
         let now = Now { mono_ms: 1_000, unix_ms: START_UNIX_MS };
         let config = Arc::new(config.clone());
         let cores = (0..shards).map(|shard| {
@@ -97,11 +97,11 @@ impl World {
     }
 
     /// A TCP connection on the first listener.
-    pub fn open(&mut self, shard: usize) -> usize {
+    pub(crate) fn open(&mut self, shard: usize) -> usize {
         self.open_on(shard, 0)
     }
 
-    pub fn open_on(&mut self, shard: usize, listener: u16) -> usize {
+    pub(crate) fn open_on(&mut self, shard: usize, listener: u16) -> usize {
         let slot = self.free[shard].pop().unwrap_or_else(|| {
             self.slots[shard] += 1;
             self.slots[shard] - 1
@@ -121,13 +121,13 @@ impl World {
     }
 
     /// A WebSocket connection.
-    pub fn websocket(&mut self, shard: usize) -> usize {
+    pub(crate) fn websocket(&mut self, shard: usize) -> usize {
         let client = self.open(shard);
         self.upgrade(client, "/connection/websocket");
         client
     }
 
-    pub fn upgrade(&mut self, client: usize, path: &str) {
+    pub(crate) fn upgrade(&mut self, client: usize, path: &str) {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -139,7 +139,7 @@ impl World {
     }
 
     /// A connected client; its connect reply.
-    pub fn connected(&mut self, shard: usize, connect: &str) -> (usize, Value) {
+    pub(crate) fn connected(&mut self, shard: usize, connect: &str) -> (usize, Value) {
         let client = self.websocket(shard);
         self.text(client, &format!(r#"{{"id":1,"connect":{connect}}}"#));
         self.clients[client].next_id = 2;
@@ -150,7 +150,7 @@ impl World {
     }
 
     /// Raw bytes of a client.
-    pub fn bytes(&mut self, client: usize, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, client: usize, bytes: &[u8]) {
         let Client { shard, slot, .. } = self.clients[client];
         if self.clients[client].gone.is_none() {
             self.cores[shard].input(slot, &mut bytes.to_vec(), self.now);
@@ -158,11 +158,11 @@ impl World {
     }
 
     /// A masked text frame.
-    pub fn text(&mut self, client: usize, text: &str) {
+    pub(crate) fn text(&mut self, client: usize, text: &str) {
         self.frame(client, 1, text.as_bytes());
     }
 
-    pub fn frame(&mut self, client: usize, opcode: u8, payload: &[u8]) {
+    pub(crate) fn frame(&mut self, client: usize, opcode: u8, payload: &[u8]) {
         let mask = [0x11, 0x22, 0x33, 0x44];
         let mut bytes = vec![0x80 | opcode];
         match payload.len() {
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// Sends a command under the next id and returns the id.
-    pub fn send(&mut self, client: usize, method: &str, body: &str) -> u32 {
+    pub(crate) fn send(&mut self, client: usize, method: &str, body: &str) -> u32 {
         let id = self.clients[client].next_id;
         self.clients[client].next_id += 1;
         self.text(client, &format!(r#"{{"id":{id},"{method}":{body}}}"#));
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// Sends a command, runs, and gives its reply; pushes stay queued.
-    pub fn ask(&mut self, client: usize, method: &str, body: &str) -> Value {
+    pub(crate) fn ask(&mut self, client: usize, method: &str, body: &str) -> Value {
         let id = self.send(client, method, body);
         self.run();
         let all = self.take_json(client);
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// A call of the control plane to one shard, and its answer.
-    pub fn call(&mut self, shard: usize, call: Call) -> ControlAnswer {
+    pub(crate) fn call(&mut self, shard: usize, call: Call) -> ControlAnswer {
         self.token += 1;
         let token = self.token;
         self.cores[shard].control(ControlCommand { token, call }, self.now);
@@ -220,7 +220,7 @@ impl World {
     }
 
     /// Lets virtual time pass, in steps in which timers run.
-    pub fn pass(&mut self, ms: u64) {
+    pub(crate) fn pass(&mut self, ms: u64) {
         let end = self.now.mono_ms + ms;
         while self.now.mono_ms < end {
             let step = (end - self.now.mono_ms).min(16);
@@ -231,7 +231,7 @@ impl World {
     }
 
     /// Lets a client's socket take so many more bytes (`None`: any number).
-    pub fn open_window(&mut self, client: usize, bytes: Option<usize>) {
+    pub(crate) fn open_window(&mut self, client: usize, bytes: Option<usize>) {
         self.clients[client].window = bytes;
         if self.clients[client].awaits_writable && bytes != Some(0) && self.clients[client].gone.is_none() {
             self.clients[client].awaits_writable = false;
@@ -241,7 +241,7 @@ impl World {
     }
 
     /// Runs all shards until nothing moves.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         for round in 0.. {
             assert!(round < 100_000, "the shards never come to rest");
             let mut moved = false;
@@ -257,7 +257,7 @@ impl World {
     }
 
     /// One turn of a shard. Returns whether anything happened.
-    pub fn turn(&mut self, shard: usize) -> bool {
+    pub(crate) fn turn(&mut self, shard: usize) -> bool {
         let mut moved = self.wake_writable(shard);
         while let Some((from, batch)) = self.inboxes[shard].pop_front() {
             self.cores[shard].inbox(from, batch, self.now);
@@ -363,14 +363,10 @@ impl World {
 
     // --- what a client sees ---
 
-    pub fn take_http(&mut self, client: usize) -> String {
+    pub(crate) fn take_http(&mut self, client: usize) -> String {
         let bytes = &mut self.clients[client].bytes;
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a whole head") + 4;
         String::from_utf8(bytes.drain(..end).collect()).expect("ASCII")
-    }
-
-    pub fn take_rest(&mut self, client: usize) -> Vec<u8> {
-        std::mem::take(&mut self.clients[client].bytes)
     }
 
     fn parse(&mut self, client: usize) {
@@ -399,7 +395,7 @@ impl World {
     }
 
     /// Every JSON object received since the last look.
-    pub fn take_json(&mut self, client: usize) -> Vec<Value> {
+    pub(crate) fn take_json(&mut self, client: usize) -> Vec<Value> {
         self.parse(client);
         let mut values = Vec::new();
         let frames = &mut self.clients[client].frames;
@@ -413,21 +409,15 @@ impl World {
     }
 
     /// The next JSON object; more stay queued.
-    pub fn next(&mut self, client: usize) -> Value {
+    pub(crate) fn next(&mut self, client: usize) -> Value {
         self.parse(client);
         let (opcode, payload) = self.clients[client].frames.pop_front().expect("a frame");
         assert_eq!(opcode, 1, "a text frame, not {payload:?}");
         serde_json::from_slice(&payload).expect("JSON")
     }
 
-    /// The next frame.
-    pub fn next_frame(&mut self, client: usize) -> Option<(u8, Vec<u8>)> {
-        self.parse(client);
-        self.clients[client].frames.pop_front()
-    }
-
     /// The close code that the client received, as the last thing, and that the socket is finished.
-    pub fn close_code(&mut self, client: usize) -> u16 {
+    pub(crate) fn close_code(&mut self, client: usize) -> u16 {
         self.parse(client);
         let (opcode, payload) = self.clients[client].frames.pop_back().expect("a close frame");
         assert_eq!(opcode, 8, "a close frame, not {}", String::from_utf8_lossy(&payload));
@@ -436,7 +426,7 @@ impl World {
     }
 
     /// Whether a half-received frame is left over.
-    pub fn has_partial(&self, client: usize) -> bool {
+    pub(crate) fn has_partial(&self, client: usize) -> bool {
         !self.clients[client].bytes.is_empty()
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{START_UNIX_MS, World};
 
-pub fn open_namespace() -> NamespaceConfig {
+pub(crate) fn open_namespace() -> NamespaceConfig {
     NamespaceConfig {
         presence: true,
         join_leave: true,
@@ -21,7 +21,7 @@ pub fn open_namespace() -> NamespaceConfig {
     }
 }
 
-pub fn config() -> CoreConfig {
+pub(crate) fn config() -> CoreConfig {
     let mut config = CoreConfig::default();
     config.client.allow_anonymous_connect_without_token = true;
     config.client.broadcast_channel = false;
@@ -36,7 +36,7 @@ pub fn config() -> CoreConfig {
     config
 }
 
-pub fn token(claims: &Value) -> String {
+pub(crate) fn token(claims: &Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(b"secret");
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("claims encode")
 }
@@ -239,6 +239,35 @@ fn tokens() {
                 world.pass(11_000);
                 assert_eq!(world.close_code(client), 3502);
             }
+        }
+    }
+}
+
+#[test]
+fn everyone_hears_the_broadcast_channel() {
+    for shards in [1, 2, 7] {
+        let mut config = config();
+        config.client.broadcast_channel = true;
+        let mut world = World::new(shards, 3, &config);
+        let (a, connect) = world.connected(0, "{}");
+        assert!(connect["connect"]["subs"]["broadcast:global"].is_object(), "{connect}");
+        let (b, _) = world.connected(usize::from(shards) - 1, "{}");
+        // Whoever subscribes itself takes the automatic subscription over.
+        let reply = world.ask(b, "subscribe", r#"{"channel":"broadcast:global"}"#);
+        assert_eq!(reply["positioned"], true);
+        let home = ringmain::core::api::home_of("broadcast:global", shards);
+        let call = ringmain::core::api::Call::Publish {
+            channel: "broadcast:global".into(),
+            data: b"1".as_slice().into(),
+            tags: Vec::new(),
+            skip_history: false,
+            idempotency_key: None,
+        };
+        world.call(usize::from(home), call).result.expect("published");
+        for client in [a, b] {
+            let got = world.take_json(client);
+            assert_eq!(got.len(), 1, "{got:?}");
+            assert_eq!(got[0]["push"]["pub"]["offset"], 1);
         }
     }
 }
