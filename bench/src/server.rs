@@ -68,6 +68,7 @@ pub(crate) struct SpawnOptions<'a> {
     pub(crate) arguments: &'a [String],
     pub(crate) core: Option<usize>,
     pub(crate) token_secret: Option<&'a str>,
+    pub(crate) api_key: Option<&'a str>,
     pub(crate) quiet: bool,
 }
 
@@ -84,6 +85,9 @@ impl Server {
         if let Some(secret) = options.token_secret {
             command.env("RINGMAIN_TOKEN_HMAC_SECRET", secret);
         }
+        if let Some(key) = options.api_key {
+            command.env("RINGMAIN_API_KEY", key);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         if options.quiet {
             command.stderr(Stdio::null());
@@ -91,7 +95,7 @@ impl Server {
         let name = options.binary.display().to_string();
         let child = spawn_pinned(&mut command, options.core, &name)?;
         let target = Target { address: listen, path: WEBSOCKET_PATH.into() };
-        let api = Some(Api { address: admin, key: None });
+        let api = Some(Api { address: admin, key: options.api_key.map(str::to_owned) });
         let mut server = Server { target, pids: vec![child.id()], api, child: Some(child) };
         server.await_listening()?;
         Ok(server)

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::workload::{Workload, client_core};
-use super::{CommandError, Subject, meter, start};
+use super::workload::Workload;
+use super::{CommandError, Subject, meter, prepare, start};
 use crate::cli::IdleArgs;
 use crate::io::board::{Counter, Phase};
-use crate::load::worker::pin;
 use crate::measure::machine::Machine;
 use crate::measure::memory::{self, MemorySample};
 use crate::plan::{Channels, IdlePlan, Load};
@@ -41,7 +40,7 @@ struct IdleResult {
 
 pub(super) fn run(args: &IdleArgs) -> Result<(), CommandError> {
     let machine = Machine::look();
-    pin(client_core(&args.run))?;
+    prepare(&args.run)?;
     let progress = progress_line(args.run.quiet);
     progress.set_prefix("idle");
     let subject = start(&args.server)?;

@@ -4,11 +4,10 @@ use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::workload::{Workload, client_core};
-use super::{CommandError, meter, start, timing};
+use super::workload::Workload;
+use super::{CommandError, meter, prepare, start, timing};
 use crate::bare::script::Script;
 use crate::cli::{LimitOptions, RunArgs, ServerArgs};
-use crate::load::worker::pin;
 use crate::measure::cpu::CpuMeter;
 use crate::measure::machine::Machine;
 use crate::measure::series::Series;
@@ -54,7 +53,7 @@ pub(super) fn run(
     options: LimitOptions,
 ) -> Result<(), CommandError> {
     let machine = Machine::look();
-    pin(client_core(run))?;
+    prepare(run)?;
     let progress = progress_line(run.quiet);
     progress.set_prefix(format!("{name}: learning"));
     let path = server.url.as_deref().and_then(parse_url).map_or(WEBSOCKET_PATH.into(), |target| target.path);

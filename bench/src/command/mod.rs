@@ -70,7 +70,7 @@ pub(crate) fn execute(cli: Cli) -> Result<(), CommandError> {
 /// A run against one server, reported on its own.
 fn single(name: &str, workload: &Workload, server: &ServerArgs, run: &RunArgs) -> Result<(), CommandError> {
     let machine = Machine::look();
-    worker::pin(workload::client_core(run))?;
+    prepare(run)?;
     let progress = run::progress_line(run.quiet);
     progress.set_prefix(name.to_owned());
     let server = start(server)?;
@@ -85,6 +85,16 @@ fn single(name: &str, workload: &Workload, server: &ServerArgs, run: &RunArgs) -
     let notes = report::problem_notes(name, &outcome);
     let result = report::outcome_json(name, &outcome);
     Ok(report::publish(&machine, &[table], &notes, &result, run.json.as_deref())?)
+}
+
+/// What children inherit from this process: the client's core (a server that is started has its own) and priority.
+fn prepare(run: &RunArgs) -> Result<(), CommandError> {
+    worker::pin(workload::client_core(run))?;
+    if let Some(nice) = run.nice {
+        let refused = |error| CommandError::Usage(format!("--nice {nice}: {error}"));
+        rustix::process::setpriority_process(None, nice).map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// The server under test and what is needed to measure it.
@@ -102,6 +112,7 @@ fn start(args: &ServerArgs) -> Result<Subject, CommandError> {
             arguments: &args.arguments,
             core: Some(args.server_core),
             token_secret: args.token_secret.as_deref(),
+            api_key: args.api_key.as_deref(),
             quiet: !args.verbose,
         })?,
         (None, Some(url)) => {

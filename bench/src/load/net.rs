@@ -348,3 +348,68 @@ impl Net {
         self.discard(index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::socket::listen_on_loopback;
+
+    /// A process with one open connection to a listener that never reads.
+    fn one_open() -> (Net, OwnedFd) {
+        let (listener, address) = listen_on_loopback(false).expect("a free port");
+        let target = Target { address, path: "/".into() };
+        let mut net = Net::new(target, 1, 0, 1, false).expect("an epoll");
+        net.want(0);
+        net.ramp();
+        let mut events = Vec::with_capacity(4);
+        while !events.iter().any(|event: &epoll::Event| event.flags.contains(EventFlags::OUT)) {
+            net.wait(&mut events, 1_000_000_000).expect("epoll");
+        }
+        net.set_state(0, State::Open);
+        (net, listener)
+    }
+
+    #[test]
+    fn unsent_bytes_have_a_limit() {
+        let (mut net, _listener) = one_open();
+        let piece = vec![0; 64 << 10];
+        // Far more than the socket buffers of both ends can take.
+        for _ in 0..10_000 {
+            net.send(0, &piece);
+            if net.failed_count() > 0 {
+                break;
+            }
+            assert!(net.connections[0].unsent.len() <= UNSENT_BYTES_MAX);
+        }
+        assert_eq!((net.failed_count(), net.live_count(), net.open_count()), (1, 0, 0));
+        assert_eq!(net.problems().count(), 1);
+    }
+
+    #[test]
+    fn counts_states_and_knows_stale_events() {
+        let (mut net, _listener) = one_open();
+        let event = u64::from(net.connections[0].generation) << 32;
+        assert_eq!((net.open_count(), net.live_count(), net.of_event(event)), (1, 1, Some(0)));
+        net.close(0);
+        assert_eq!((net.open_count(), net.live_count(), net.state(0)), (0, 1, State::Closing));
+        net.discard(0);
+        assert_eq!((net.live_count(), net.of_event(event)), (0, None));
+        net.want(0);
+        net.ramp();
+        assert_eq!(net.of_event(event), None, "an event of the socket before");
+    }
+
+    #[test]
+    fn sources_change_before_ports_run_out() {
+        let target = Target { address: "127.0.0.1:1".parse().expect("an address"), path: "/".into() };
+        let net = |first, churns| Net::new(target.clone(), 1, first, 1, churns).expect("an epoll");
+        assert_eq!(net(0, false).source(0), Some(Ipv4Addr::new(127, 0, 1, 1)));
+        assert_eq!(net(CONNECTIONS_PER_SOURCE - 1, false).source(0), Some(Ipv4Addr::new(127, 0, 1, 1)));
+        assert_eq!(net(CONNECTIONS_PER_SOURCE, false).source(0), Some(Ipv4Addr::new(127, 0, 1, 2)));
+        assert_eq!(net(1_999_999, false).source(0), Some(Ipv4Addr::new(127, 0, 1, 125)));
+        let mut churning = net(0, true);
+        let first = churning.source(0);
+        churning.started += 1;
+        assert_ne!(churning.source(0), first);
+    }
+}
