@@ -362,7 +362,7 @@ mod tests {
         net.want(0);
         net.ramp();
         let mut events = Vec::with_capacity(4);
-        while !events.iter().any(|event: &epoll::Event| event.flags.contains(EventFlags::OUT)) {
+        while !events.iter().any(|event: &epoll::Event| { event.flags }.contains(EventFlags::OUT)) {
             net.wait(&mut events, 1_000_000_000).expect("epoll");
         }
         net.set_state(0, State::Open);
