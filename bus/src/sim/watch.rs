@@ -222,3 +222,159 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::epoch::Epoch;
+    use crate::types::Page;
+
+    const OPTIONS: ChannelOptions =
+        ChannelOptions { history_size: 1000, history_ttl_ms: 60_000, meta_ttl_ms: 60_000 };
+    const ID: ChannelId = ChannelId(0);
+
+    fn record(offset: u64) -> Vec<u8> {
+        let mut record = Vec::new();
+        Publication { offset, data: b"x", ..Publication::default() }.write_record(&mut record);
+        record
+    }
+
+    fn message(epoch: u64, previous: u64, offset: u64) -> Message {
+        Message { epoch: Epoch::new(epoch), previous, offset, record: record(offset).into() }
+    }
+
+    fn page(epoch: u64, floor: u64, offsets: &[u64], top: u64, more: bool) -> PageReply {
+        let page = Page { top: Position::new(Epoch::new(epoch), top), floor, more };
+        PageReply { page, records: offsets.iter().flat_map(|offset| record(*offset)).collect() }
+    }
+
+    /// What was told, in short: `a5` an arrival, `o5` opened, `g5` a gap, `e5` another epoch, all with their
+    /// offset.
+    struct Told(Vec<String>);
+
+    impl Told {
+        fn take(&mut self) -> String {
+            std::mem::take(&mut self.0).join(" ")
+        }
+
+        fn sink(&mut self) -> impl FnMut(Event<'_>) {
+            |event| {
+                self.0.push(match event {
+                    Event::Arrival { publication, .. } => format!("a{}", publication.offset),
+                    Event::Opened { result, .. } => format!("o{}", result.unwrap().offset),
+                    Event::Gap { resumed, .. } => format!("g{}", resumed.offset),
+                    Event::EpochChanged { position, .. } => format!("e{}", position.offset),
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+    }
+
+    fn reading() -> (Watch, Told) {
+        let mut watch = Watch::new("room:a".into(), OPTIONS, Token(1), None);
+        let mut told = Told(Vec::new());
+        watch.state = State::Subscribing(7);
+        assert_eq!(watch.confirmed(7, ID, &mut told.sink()), Next::Read);
+        watch.state = State::Reading(1);
+        (watch, told)
+    }
+
+    /// Open at offset 10 of epoch 1.
+    fn live() -> (Watch, Told) {
+        let (mut watch, mut told) = reading();
+        assert_eq!(watch.read(&page(1, 0, &[], 10, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(told.take(), "o10");
+        (watch, told)
+    }
+
+    #[test]
+    fn a_confirmation_of_an_earlier_subscription_is_none() {
+        let mut watch = Watch::new("room:a".into(), ChannelOptions::EPHEMERAL, Token(1), None);
+        let mut told = Told(Vec::new());
+        watch.state = State::Subscribing(8);
+        assert_eq!(watch.confirmed(7, ID, &mut told.sink()), Next::Nothing);
+        assert_eq!((watch.state, told.take()), (State::Subscribing(8), String::new()));
+        assert_eq!(watch.confirmed(8, ID, &mut told.sink()), Next::Nothing);
+        assert_eq!((watch.state, told.take()), (State::Live, "o0".to_owned()));
+    }
+
+    #[test]
+    fn arrivals_wait_for_the_position_and_those_below_it_are_dropped() {
+        let (mut watch, mut told) = reading();
+        for offset in 9..13 {
+            let next = watch.message(message(1, offset - 1, offset), ID, &mut told.sink());
+            assert_eq!(next, Next::Nothing);
+        }
+        assert_eq!(watch.read(&page(1, 0, &[], 10, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(told.take(), "o10 a11 a12");
+    }
+
+    #[test]
+    fn a_hole_is_read_in_as_many_pages_as_it_takes() {
+        let (mut watch, mut told) = live();
+        assert_eq!(watch.message(message(1, 14, 15), ID, &mut told.sink()), Next::Read);
+        watch.state = State::Reading(2);
+        assert_eq!(watch.query().since.unwrap().offset, 10);
+        assert_eq!(watch.read(&page(1, 0, &[11, 12], 15, true), ID, &mut told.sink()), Next::Read);
+        assert_eq!(watch.query().since.unwrap().offset, 12);
+        assert_eq!(watch.read(&page(1, 0, &[13, 14, 15], 15, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(told.take(), "a11 a12 a13 a14 a15");
+    }
+
+    #[test]
+    fn more_than_can_be_held_is_read() {
+        let (mut watch, mut told) = reading();
+        let most = HELD_MAX as u64;
+        for offset in 1..=most + 1 {
+            let _ = watch.message(message(1, offset - 1, offset), ID, &mut told.sink());
+        }
+        assert_eq!(watch.held.len(), HELD_MAX);
+        assert_eq!(watch.read(&page(1, 0, &[], 0, false), ID, &mut told.sink()), Next::Read);
+        assert_eq!(watch.held.len(), 0);
+        assert_eq!(watch.query().since.unwrap().offset, 0);
+    }
+
+    #[test]
+    fn as_much_as_can_be_held_is_not_read() {
+        let (mut watch, mut told) = reading();
+        for offset in 1..=HELD_MAX as u64 {
+            let _ = watch.message(message(1, offset - 1, offset), ID, &mut told.sink());
+        }
+        assert_eq!(watch.read(&page(1, 0, &[], 0, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(watch.cursor().unwrap().offset, HELD_MAX as u64);
+    }
+
+    #[test]
+    fn a_voice_of_another_epoch_is_believed_only_if_the_broker_says_the_same() {
+        for (read_epoch, read_top, expected) in [(2, 3, "e3"), (1, 10, "")] {
+            let (mut watch, mut told) = live();
+            assert_eq!(watch.message(message(2, 2, 3), ID, &mut told.sink()), Next::Read);
+            watch.state = State::Reading(2);
+            let reply = page(read_epoch, 0, &[], read_top, false);
+            assert_eq!(watch.read(&reply, ID, &mut told.sink()), Next::Nothing);
+            assert_eq!((told.take().as_str(), watch.state), (expected, State::Live));
+        }
+    }
+
+    #[test]
+    fn a_voice_of_a_newer_epoch_than_the_answer_is_asked_about_again() {
+        let (mut watch, mut told) = live();
+        watch.unsync();
+        watch.state = State::Reading(2);
+        // It comes while an answer from before it is on its way.
+        assert_eq!(watch.message(message(2, 0, 1), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(watch.read(&page(1, 0, &[], 10, false), ID, &mut told.sink()), Next::Read);
+        watch.state = State::Reading(3);
+        assert_eq!(watch.read(&page(2, 0, &[], 1, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!((told.take().as_str(), watch.state), ("e1", State::Live));
+    }
+
+    #[test]
+    fn what_history_does_not_reach_back_to_is_a_gap() {
+        let (mut watch, mut told) = live();
+        assert_eq!(watch.message(message(1, 29, 30), ID, &mut told.sink()), Next::Read);
+        watch.state = State::Reading(2);
+        assert_eq!(watch.read(&page(1, 28, &[29, 30], 30, false), ID, &mut told.sink()), Next::Nothing);
+        assert_eq!(told.take(), "g30");
+    }
+}

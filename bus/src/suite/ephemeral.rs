@@ -49,3 +49,18 @@ pub fn e4_ephemeral_channels_have_no_position(cluster: impl Cluster) {
     assert_eq!((page.top, page.floor, page.more, publications.len()), (Position::NONE, 0, false, 0));
     assert_eq!(probe.clear(last, &name, &EPHEMERAL), Position::NONE);
 }
+
+/// E3: closed and opened again at once; what is published after the second open's answer is there.
+pub fn e3_a_channel_opened_again_at_once_misses_nothing(cluster: impl Cluster) {
+    let mut probe = Probe::new(cluster);
+    let (name, last) = (probe.name("e3-again"), probe.last());
+    for _ in 0..60 {
+        let _ = probe.send_open(last, &name, &EPHEMERAL);
+        probe.close(last, &name);
+        probe.open(last, &name, &EPHEMERAL);
+        let data = probe.data(0, &name);
+        probe.publish(0, &name, &EPHEMERAL);
+        probe.settle("the arrival", |probe| probe.arrivals(last, &name) == [data.as_str()]);
+        probe.close(last, &name);
+    }
+}

@@ -43,6 +43,23 @@ pub fn p2_a_hole_is_filled_from_history(cluster: impl Faults) {
     assert!(!probe.was_told(last, &name));
 }
 
+/// P2: a node was away for more than one read of history gives.
+pub fn p2_a_long_hole_is_filled_from_history(cluster: impl Faults) {
+    const LONG: ChannelOptions =
+        ChannelOptions { history_size: 1000, history_ttl_ms: 60_000, meta_ttl_ms: 120_000 };
+    let mut probe = Probe::new(cluster);
+    let (name, last) = (probe.name("p2-long"), probe.last());
+    probe.open(last, &name, &LONG);
+    probe.cut_off(last, |probe| {
+        for _ in 0..300 {
+            probe.publish(0, &name, &LONG);
+        }
+    });
+    probe.settle_arrivals();
+    assert_eq!(probe.arrivals(last, &name).len(), 300);
+    assert!(!probe.was_told(last, &name));
+}
+
 /// P2: the last ones are lost, and nothing is published any more.
 pub fn p2_a_lost_tail_is_found_without_a_later_message(cluster: impl Faults) {
     let mut probe = Probe::new(cluster);

@@ -5,7 +5,7 @@
 //!
 //! A backend's tests make a [`Cluster`] (and [`Faults`], if faults can be made there) and name the groups:
 //!
-//! ```ignore
+//! ```text
 //! ringmain_bus::contract_suite!(my_cluster());
 //! ringmain_bus::contract_suite_late!(my_cluster());
 //! ringmain_bus::contract_suite_faults!(my_cluster());
@@ -146,6 +146,7 @@ macro_rules! contract_suite {
             p12_the_position_outlives_the_history,
             e1_ephemeral_order_per_publisher,
             e3_ephemeral_publications_reach_all_nodes,
+            e3_a_channel_opened_again_at_once_misses_nothing,
             e4_ephemeral_channels_have_no_position,
             c1_every_command_is_answered_once,
             c4_a_publication_at_the_limit_is_taken_and_above_it_refused,
@@ -178,6 +179,7 @@ macro_rules! contract_suite_faults {
     ($cluster:expr) => {
         $crate::contract_tests!($cluster;
             p2_a_hole_is_filled_from_history,
+            p2_a_long_hole_is_filled_from_history,
             p2_a_lost_tail_is_found_without_a_later_message,
             p2_a_hole_beyond_history_is_told,
             p3_a_failover_reuses_no_name,

@@ -4,11 +4,12 @@
 //! Owns: the record of what each node was told. Must not know: the backend.
 //! Invariant: panics at the first event that breaks P2, P3, P5, P13, E1, E2, E4, C1, C5 or C6.
 
+mod check;
+
 use std::collections::{BTreeSet, HashMap};
 
 use ringmain_proto::message::Publication;
 
-use crate::contract::ANSWER_MS_MAX;
 use crate::epoch::{Epoch, Position};
 use crate::suite::{Cluster, Faults};
 use crate::types::{
@@ -87,6 +88,8 @@ pub struct Probe<C: Cluster> {
     drawn: u64,
     /// P3: what each position names, with its predecessor where it is known.
     names: HashMap<(String, Epoch, u64), (String, Option<u64>)>,
+    /// P5: where each publication stands, for the suite publishes no data under two ids.
+    places: HashMap<(String, Epoch, String), u64>,
     /// P5: how many attempts to publish some data were not certainly refused.
     attempts: HashMap<String, u32>,
     /// P4: what was accepted.
@@ -103,6 +106,7 @@ impl<C: Cluster> Probe<C> {
             deaf: BTreeSet::new(),
             drawn: 0,
             names: HashMap::new(),
+            places: HashMap::new(),
             attempts: HashMap::new(),
             accepted: Vec::new(),
         };
@@ -488,150 +492,6 @@ impl<C: Cluster> Probe<C> {
             .insert(token, Sent { at_ms, opens: false, channel, name: name.into(), data: data.into() });
         token
     }
-
-    // Checking
-
-    fn hear(&mut self, node: usize, told: Told) {
-        match told {
-            Told::Opened(token, channel, result) => {
-                let sent = self.note_answer(node, token, Answer::Opened(result));
-                assert_eq!(sent.channel, channel);
-                self.note_opened(node, token, channel, result);
-            }
-            Told::Published(token, result) => {
-                let sent = self.note_answer(node, token, Answer::Published(result));
-                match result {
-                    Ok(accepted) => self.note_accepted(&sent, &accepted),
-                    Err(PublishError::Unknown) => (),
-                    Err(_) => *self.attempts.entry(sent.data).or_default() -= 1,
-                }
-            }
-            Told::Read(token, result, page) => {
-                let sent =
-                    self.note_answer(node, token, Answer::Read(result.map(|head| (head, page.clone()))));
-                if let Ok(head) = result {
-                    for (offset, data) in page {
-                        self.note_name(&sent.name, Position::new(head.top.epoch, offset), &data, None);
-                    }
-                }
-            }
-            Told::Cleared(token, result) => drop(self.note_answer(node, token, Answer::Cleared(result))),
-            Told::Arrival { channel, epoch, previous, offset, data } => {
-                self.note_arrival(node, channel, previous, Position::new(epoch, offset), &data);
-            }
-            Told::Gap(channel, resumed) => self.note_jump(node, channel, resumed, Seen::Gap(resumed)),
-            Told::EpochChanged(channel, position) => {
-                self.note_jump(node, channel, position, Seen::EpochChanged(position));
-            }
-            Told::Health(health) => {
-                let at_ms = self.now_ms();
-                assert_ne!(self.nodes[node].health.last().map(|(_, last)| *last), Some(health), "told twice");
-                self.nodes[node].health.push((at_ms, health));
-            }
-            Told::Idle(channel) => {
-                assert!(!self.nodes[node].views.contains_key(&channel), "an open channel is not idle");
-            }
-        }
-    }
-
-    fn note_opened(
-        &mut self,
-        node: usize,
-        token: Token,
-        channel: ChannelId,
-        result: Result<Position, BusError>,
-    ) {
-        let NodeView { views, sent, .. } = &mut self.nodes[node];
-        let Some(view) = views.get_mut(&channel).filter(|view| view.made_by <= token) else { return };
-        let is_of_view =
-            |(other, sent): (&Token, &Sent)| sent.opens && sent.channel == channel && *other >= view.made_by;
-        match (result, view.cursor) {
-            (Ok(position), None) => view.cursor = Some(position),
-            (Ok(position), Some(cursor)) => assert_eq!(position, cursor, "P2: an open jumped"),
-            // A failed open changes nothing: another one in flight may still open the channel.
-            (Err(_), None) if !sent.iter().any(is_of_view) => drop(views.remove(&channel)),
-            (Err(_), _) => (),
-        }
-    }
-
-    /// C1: one answer, in time. A node that was not polled could not take it.
-    fn note_answer(&mut self, node: usize, token: Token, answer: Answer) -> Sent {
-        let now_ms = self.now_ms();
-        let sent = self.nodes[node].sent.remove(&token);
-        let sent =
-            sent.unwrap_or_else(|| panic!("C1: {answer:?} to a command that was answered, or to none"));
-        let took_ms = now_ms - sent.at_ms.max(self.nodes[node].polled_since_ms);
-        assert!(took_ms <= ANSWER_MS_MAX, "C1: {answer:?} after {took_ms} ms");
-        self.nodes[node].answers.insert(token, answer);
-        sent
-    }
-
-    fn note_accepted(&mut self, sent: &Sent, accepted: &Accepted) {
-        if accepted.position.epoch.is_none() {
-            assert_eq!((accepted.position, accepted.previous), (Position::NONE, 0), "E4");
-            return;
-        }
-        assert!(accepted.previous < accepted.position.offset);
-        self.accepted.push((sent.name.clone(), accepted.position));
-        if !accepted.repeated {
-            self.note_name(&sent.name, accepted.position, &sent.data, Some(accepted.previous));
-        }
-    }
-
-    /// P3: a position names one publication, with one predecessor.
-    fn note_name(&mut self, name: &str, at: Position, data: &str, previous: Option<u64>) {
-        let key = (name.to_owned(), at.epoch, at.offset);
-        let (known, before) = self.names.entry(key).or_insert_with(|| (data.into(), previous));
-        assert_eq!(known, data, "P3: {at:?} of {name} names two publications");
-        if let Some(previous) = previous {
-            let known = *before.get_or_insert(previous);
-            assert_eq!(known, previous, "P2: {at:?} of {name} has two predecessors");
-        }
-    }
-
-    fn note_arrival(&mut self, node: usize, channel: ChannelId, previous: u64, at: Position, data: &str) {
-        let view = self.nodes[node].views.get_mut(&channel);
-        let view = view.unwrap_or_else(|| panic!("C5: {data} arrived at a channel that is not open"));
-        let cursor = view.cursor.unwrap_or_else(|| panic!("P7: {data} arrived before the open was answered"));
-        assert!(self.attempts.get(data).is_some_and(|count| *count > 0), "P5: {data} had been refused");
-        assert!(data.starts_with(&format!("{}/", view.name)), "C5: {data} arrived at {}", view.name);
-        if view.options.is_positioned() {
-            assert_eq!(at.epoch, cursor.epoch, "P13: {data} is of an epoch that was not told");
-            assert_eq!(previous, cursor.offset, "P2: a hole or a repeat before {data} at {at:?}");
-            assert!(at.offset > previous, "P1");
-            view.cursor = Some(at);
-        } else {
-            assert_eq!((at, previous), (Position::NONE, 0), "E4");
-            check_ephemeral(&view.seen, data);
-        }
-        view.seen.push(Seen::Arrival(at, data.to_owned()));
-        let name = view.name.clone();
-        if !at.epoch.is_none() {
-            self.note_name(&name, at, data, Some(previous));
-        }
-    }
-
-    fn note_jump(&mut self, node: usize, channel: ChannelId, to: Position, seen: Seen) {
-        let view = self.nodes[node].views.get_mut(&channel);
-        let view = view.unwrap_or_else(|| panic!("C5: {seen:?} for a channel that is not open"));
-        let cursor = view.cursor.unwrap_or_else(|| panic!("P7: {seen:?} before the open was answered"));
-        match seen {
-            Seen::EpochChanged(_) => assert_ne!(to.epoch, cursor.epoch, "P13: the epoch did not change"),
-            _ => assert_eq!(to.epoch, cursor.epoch, "P13: a gap is within an epoch"),
-        }
-        assert!(to.epoch != cursor.epoch || to.offset >= cursor.offset, "P2: the chain went back");
-        view.cursor = Some(to);
-        view.seen.push(seen);
-    }
-}
-
-impl Seen {
-    fn data(&self) -> &str {
-        match self {
-            Seen::Arrival(_, data) => data,
-            Seen::Gap(_) | Seen::EpochChanged(_) => "",
-        }
-    }
 }
 
 impl<C: Faults> Probe<C> {
@@ -646,19 +506,13 @@ impl<C: Faults> Probe<C> {
     }
 }
 
-/// E1 and E2: what one publisher sent comes in its order, and once.
-fn check_ephemeral(seen: &[Seen], data: &str) {
-    let (publisher, number) = publisher_and_number(data);
-    let earlier = seen.iter().map(Seen::data).filter(|data| !data.is_empty()).map(publisher_and_number);
-    let last = earlier.filter(|(other, _)| *other == publisher).map(|(_, number)| number).max();
-    assert!(last.is_none_or(|last| last < number), "E1, E2: {data} after {last:?}");
-}
-
-/// Parts of what [`Probe::data`] has made.
-fn publisher_and_number(data: &str) -> (&str, u64) {
-    let mut parts = data.rsplitn(3, '/');
-    let number = parts.next().and_then(|number| number.parse().ok());
-    (parts.next().unwrap_or_default(), number.expect("data of the suite ends with a number"))
+impl Seen {
+    fn data(&self) -> &str {
+        match self {
+            Seen::Arrival(_, data) => data,
+            Seen::Gap(_) | Seen::EpochChanged(_) => "",
+        }
+    }
 }
 
 fn named(publication: &Publication<'_>) -> (u64, String) {
