@@ -29,8 +29,8 @@ pub const ANSWERS_MAX: usize = 16_384;
 /// How long a call may take. The SDKs give a command as long.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Hands a command to one shard; gives it back where the inbox is full or the shard has stopped.
-pub type SendToShard = Box<dyn Fn(ControlCommand) -> Result<(), ControlCommand> + Send + Sync>;
+/// Hands a command to one shard. `false`: the inbox is full, or the shard has stopped.
+pub type SendToShard = Box<dyn Fn(ControlCommand) -> bool + Send + Sync>;
 
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Router {
     }
 
     fn send(&self, shard: ShardIndex, command: ControlCommand) -> Result<(), CallError> {
-        self.shards[usize::from(shard)](command).map_err(|_| CallError::Busy)
+        if self.shards[usize::from(shard)](command) { Ok(()) } else { Err(CallError::Busy) }
     }
 
     fn enter(
@@ -201,7 +201,7 @@ pub(crate) mod tests {
                 if let Some(result) = answer(shard, &command.call) {
                     answers.put(ControlAnswer { token: command.token, shard, result });
                 }
-                Ok(())
+                true
             })
         };
         let router = Router::with_deadline((0..shards).map(shard).collect(), Duration::from_millis(50));
@@ -252,14 +252,14 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_full_inbox_is_busy_and_leaves_nothing() {
-        let router = Router::new(vec![Box::new(|_| Ok(())), Box::new(Err)]);
+        let router = Router::new(vec![Box::new(|_| true), Box::new(|_| false)]);
         assert_eq!(router.each(Call::Info).await.unwrap_err(), CallError::Busy);
         assert_eq!(router.calls(), 0);
     }
 
     #[tokio::test]
     async fn the_table_holds_its_maximum_and_no_more() {
-        let router = Router::new(vec![Box::new(|_| Ok(()))]);
+        let router = Router::new(vec![Box::new(|_| true)]);
         let mut entries = Vec::new();
         for _ in 0..CALLS_MAX {
             entries.push(router.enter(1, oneshot::channel().0).expect("there is room"));
@@ -271,7 +271,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_dropped_request_leaves_nothing() {
-        let router = Router::new(vec![Box::new(|_| Ok(()))]);
+        let router = Router::new(vec![Box::new(|_| true)]);
         let mut call = Box::pin(router.each(Call::Info));
         assert!(futures_poll(&mut call).await.is_pending());
         assert_eq!(router.calls(), 1);

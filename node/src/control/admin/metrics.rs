@@ -157,7 +157,7 @@ impl ShardFigures {
         let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (shard, figures) in self.0.iter().enumerate() {
             let snapshot = of(figures);
-            let bounds = BUCKET_BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::MAX]);
+            let bounds = BUCKET_BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds.zip(snapshot.counts.iter().copied()).collect();
             let labels = [("shard", shard.to_string())];
             let sum_s = snapshot.sum_us as f64 / 1e6;

@@ -470,7 +470,7 @@ async fn a_full_pool_and_too_many_calls_are_busy() {
 
 #[tokio::test]
 async fn a_shards_full_inbox_is_busy() {
-    let full = Router::new(vec![Box::new(Err)]);
+    let full = Router::new(vec![Box::new(|_| false)]);
     let routes = routes(options(full, |_| ()));
     let response = routes.oneshot(request("info", KEY, "{}")).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

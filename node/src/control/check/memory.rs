@@ -194,7 +194,7 @@ const FLEXIBLE: [&[Flexible]; 3] = [
         floor: |_| 1_000,
         get: |config| u64::from(config.core.limits.connections_per_shard),
         set: |config, count| {
-            config.core.limits.connections_per_shard = u32::try_from(count).unwrap_or(u32::MAX)
+            config.core.limits.connections_per_shard = u32::try_from(count).unwrap_or(u32::MAX);
         },
         // Socket buffers are left out: where there are many sockets, tcp_mem caps them.
         unit_bytes: |_| sizes::CONNECTION_BYTES + sizes::SOCKET_BYTES,

@@ -20,13 +20,10 @@ pub(super) fn text(plan: &Plan, addresses: &[BoundAddress], admin: SocketAddr) -
     for address in addresses {
         line("clients", &clients(address));
     }
-    if plan.resolved.demo {
-        if let Some(BoundAddress::Tcp(address)) = addresses.first() {
-            line(
-                "demo",
-                &format!("open http://{}:{}/ in a browser", host_text(address.ip()), address.port()),
-            );
-        }
+    if plan.resolved.demo
+        && let Some(BoundAddress::Tcp(address)) = addresses.first()
+    {
+        line("demo", &format!("open http://{}:{}/ in a browser", host_text(address.ip()), address.port()));
     }
     line(
         "admin",
@@ -41,6 +38,8 @@ pub(super) fn text(plan: &Plan, addresses: &[BoundAddress], admin: SocketAddr) -
     for warning in plan.warnings() {
         line("WARNING", &warning);
     }
+    // The empty line tells programs that the block is whole.
+    out.push('\n');
     out
 }
 

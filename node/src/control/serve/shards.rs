@@ -18,8 +18,8 @@ use crate::core::mesh::MeshBatch;
 use crate::core::metrics::Metric;
 use crate::core::{Core, CoreOptions};
 use crate::io::{
-    BoundAddress, Listeners, Mesh, SendError, ShardEvent, ShardHandle, ShardMetrics, ShardOptions,
-    ShardParts, SocketOptions, spawn_shard,
+    BoundAddress, Listeners, Mesh, ShardEvent, ShardHandle, ShardMetrics, ShardOptions, ShardParts,
+    SocketOptions, spawn_shard,
 };
 
 /// The running shards.
@@ -76,11 +76,7 @@ impl Shards {
     pub(super) fn senders(&self) -> Vec<SendToShard> {
         let sender = |handle: &ShardHandle<ControlCommand>| -> SendToShard {
             let control = handle.control();
-            Box::new(move |command| {
-                control
-                    .try_send(command)
-                    .map_err(|(SendError::Full(command) | SendError::Closed(command))| command)
-            })
+            Box::new(move |command| control.try_send(command).is_ok())
         };
         self.handles.iter().map(sender).collect()
     }
