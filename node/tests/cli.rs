@@ -117,6 +117,34 @@ fn check_shows_values_with_their_origin_and_hides_secrets() {
 }
 
 #[test]
+fn the_file_and_the_demo_may_come_from_variables() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = write(dir.path(), "[client]\nchannel_limit = 5\n");
+    let args = ["check", "--shards=1", "--limits.connections_per_shard=100"];
+    let check = |demo: &str, expected: bool| {
+        let report = ok(ringmain(&args).env("RINGMAIN_CONFIG", &file).env("RINGMAIN_DEMO", demo));
+        assert!(report.contains("channel_limit = 5"), "{report}");
+        assert_eq!(
+            report.contains("allow_anonymous_connect_without_token = true  # --demo"),
+            expected,
+            "{demo}"
+        );
+    };
+    check("true", true);
+    check("1", true);
+    check("false", false);
+    check("0", false);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    let program = env!("CARGO_BIN_EXE_ringmain");
+    let mut command = Command::new("sh");
+    let output = run(command.arg("-c").arg(format!("{program} genconfig | head -n 1")));
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+}
+
+#[test]
 fn check_fails_where_serve_would() {
     let budget = "--server.memory_budget_bytes=67108864";
     let output = run(&mut ringmain(&["check", budget]));

@@ -143,15 +143,15 @@ struct Flexible {
     floor: fn(&Config) -> u64,
     get: fn(&Config) -> u64,
     set: fn(&mut Config, u64),
-    /// Bytes per unit of the key on one shard.
-    unit_bytes: fn(&Config) -> u64,
+    /// Bytes per unit of the key on one shard, of this many.
+    unit_bytes: fn(u64) -> u64,
 }
 
 /// A pool below this is of no use to anyone, in bytes.
 const POOL_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
-/// Pools go first, then the table of channels; connections go last.
-const FLEXIBLE: [&[Flexible]; 3] = [
+/// All but the connections give way together; connections go last.
+const FLEXIBLE: [&[Flexible]; 2] = [
     &[
         Flexible {
             path: "limits.history_pool_bytes",
@@ -181,14 +181,25 @@ const FLEXIBLE: [&[Flexible]; 3] = [
             set: |config, bytes| config.core.limits.partial_pool_bytes = bytes,
             unit_bytes: |_| 1,
         },
+        Flexible {
+            path: "limits.channels_per_shard",
+            floor: |_| 10_000,
+            get: |config| u64::from(config.core.limits.channels_per_shard),
+            set: |config, count| {
+                config.core.limits.channels_per_shard = u32::try_from(count).unwrap_or(u32::MAX)
+            },
+            unit_bytes: |_| sizes::CHANNEL_BYTES,
+        },
+        Flexible {
+            path: "limits.mesh_pending_max",
+            floor: |_| 1_024,
+            get: |config| u64::from(config.core.limits.mesh_pending_max),
+            set: |config, count| {
+                config.core.limits.mesh_pending_max = u32::try_from(count).unwrap_or(u32::MAX)
+            },
+            unit_bytes: |shards| (shards - 1) * sizes::MESH_MESSAGE_BYTES,
+        },
     ],
-    &[Flexible {
-        path: "limits.channels_per_shard",
-        floor: |_| 10_000,
-        get: |config| u64::from(config.core.limits.channels_per_shard),
-        set: |config, count| config.core.limits.channels_per_shard = u32::try_from(count).unwrap_or(u32::MAX),
-        unit_bytes: |_| sizes::CHANNEL_BYTES,
-    }],
     &[Flexible {
         path: "limits.connections_per_shard",
         floor: |_| 1_000,
@@ -208,16 +219,17 @@ fn largest_log(config: &Config) -> u64 {
 
 /// Makes maxima that the operator did not set smaller until the worst case fits, as far as that goes.
 /// Returns what was changed, one line each.
-pub fn fit(resolved: &mut Resolved, shards: u16, facts: &Facts) -> Vec<String> {
+pub fn fit(resolved: &mut Resolved, shard_count: u16, facts: &Facts) -> Vec<String> {
     let mut changed = Vec::new();
+    let shards = u64::from(shard_count);
     for group in FLEXIBLE {
-        let memory = Memory::of(&resolved.config, shards, facts);
+        let memory = Memory::of(&resolved.config, shard_count, facts);
         let excess = memory.total_bytes().saturating_sub(memory.budget_bytes);
         let open: Vec<_> = group.iter().filter(|key| !resolved.is_set(key.path)).collect();
         let config = &mut resolved.config;
         let spare = |key: &Flexible, config: &Config| {
             let units = (key.get)(config).saturating_sub((key.floor)(config));
-            units * (key.unit_bytes)(config) * u64::from(shards)
+            units * (key.unit_bytes)(shards) * shards
         };
         let all_spare: u64 = open.iter().map(|key| spare(key, config)).sum();
         if excess == 0 || all_spare == 0 {
@@ -227,7 +239,7 @@ pub fn fit(resolved: &mut Resolved, shards: u16, facts: &Facts) -> Vec<String> {
         for key in open {
             let before = (key.get)(config);
             let share = u128::from(spare(key, config)) * u128::from(take) / u128::from(all_spare);
-            let unit_bytes = (key.unit_bytes)(config) * u64::from(shards);
+            let unit_bytes = ((key.unit_bytes)(shards) * shards).max(1);
             let less = u64::try_from(share).unwrap_or(u64::MAX).div_ceil(unit_bytes);
             let after = before.saturating_sub(less).max((key.floor)(config).min(before));
             if after < before {
@@ -306,6 +318,18 @@ mod tests {
         check(&[], GIB / 16, false, true);
         check(&["limits.history_pool_bytes=536870912"], 4 * GIB, true, true);
         check(&["limits.history_pool_bytes=8589934592"], 4 * GIB, false, true);
+    }
+
+    #[test]
+    fn many_shards_fit_into_a_small_machine() {
+        let mut resolved = resolved("", &[], &["limits.connections_per_shard=19936"], false).unwrap();
+        let facts = Facts { available_bytes: Some(24 * GIB), tcp_memory_bytes: Some(2 * GIB), ..facts() };
+        fit(&mut resolved, 54, &facts);
+        let memory = Memory::of(&resolved.config, 54, &facts);
+        assert!(memory.fits(), "{} MiB", memory.total_bytes() >> 20);
+        let limits = &resolved.config.core.limits;
+        assert!(limits.history_pool_bytes > 2 * POOL_BYTES_MIN, "{}", limits.history_pool_bytes);
+        assert!(limits.channels_per_shard > 20_000, "{}", limits.channels_per_shard);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use self::facts::Facts;
 use self::kernel::{Finding, Severity};
 use self::memory::Memory;
 use super::VERSION;
+use super::cli::say;
 use super::config::{Resolved, document, relations};
 use super::failure::{EXIT_REFUSED, Failure};
 use crate::core::{Core, CoreOptions, KeyError};
@@ -167,7 +168,7 @@ pub(super) fn mib(bytes: u64) -> String {
 /// Runs `ringmain check`.
 pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
     let plan = Plan::new(resolved, &Facts::read());
-    print!("{}", report(&plan));
+    say(&report(&plan));
     Ok(if plan.refusal().is_some() { ExitCode::from(EXIT_REFUSED) } else { ExitCode::SUCCESS })
 }
 

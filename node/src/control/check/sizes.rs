@@ -10,8 +10,8 @@ pub(super) const CONNECTION_BYTES: u64 = 1_024;
 /// A channel without subscribers and publications: its name, its position and its table entry.
 pub(super) const CHANNEL_BYTES: u64 = 256;
 
-/// A message that waits for another shard, without its publication, which the history pool holds.
-pub(super) const MESH_MESSAGE_BYTES: u64 = 64;
+/// A message that waits for another shard, without the data that it shares with histories and logs.
+pub(super) const MESH_MESSAGE_BYTES: u64 = 128;
 
 /// A command of the control plane in a shard's inbox, without its payload, which the admin port's pool
 /// holds.
@@ -35,5 +35,7 @@ pub(super) const PROCESS_BYTES: u64 = 64 * 1024 * 1024;
 
 const _: () = {
     use crate::core::api::ControlCommand;
+    use crate::core::mesh::MeshMessage;
     assert!(size_of::<ControlCommand>() as u64 <= CONTROL_BYTES);
+    assert!(size_of::<MeshMessage>() as u64 <= MESH_MESSAGE_BYTES);
 };

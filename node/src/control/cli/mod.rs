@@ -6,6 +6,7 @@
 mod flags;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -133,18 +134,24 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(resolve(args)?),
         Command::Check(args) => check::run(resolve(args)?),
         Command::Genconfig => {
-            print!("{}", config::document::generate());
+            say(&config::document::generate());
             Ok(ExitCode::SUCCESS)
         }
         Command::Token(args) => {
-            println!("{}", mint(args)?);
+            say(&format!("{}\n", mint(args)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Version => {
-            println!("ringmain {}", super::VERSION);
+            say(&format!("ringmain {}\n", super::VERSION));
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Writes to standard output. A reader that has gone (`| head`) is no error.
+pub(super) fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn resolve(args: ConfigArgs) -> Result<Resolved, ConfigError> {

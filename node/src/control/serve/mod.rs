@@ -24,6 +24,7 @@ use self::shards::Shards;
 use super::admin::{self, Access, AdminOptions};
 use super::check::Plan;
 use super::check::facts::Facts;
+use super::cli::say;
 use super::config::Resolved;
 use super::failure::Failure;
 use super::logging;
@@ -169,7 +170,7 @@ async fn node(plan: &Plan) -> Result<Ending, ServeError> {
     tokio::spawn(admin::listener::serve(admin_listener, routes, connections_max));
 
     state.enter(Phase::Running);
-    print!("{}", banner::text(plan, shards.addresses(), admin_address));
+    say(&banner::text(plan, shards.addresses(), admin_address));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = super::VERSION, shards = plan.shards, "ready");
 
