@@ -269,15 +269,16 @@ impl Channels {
     }
 
     /// The log of a variant, taken from the spare ones if it has none: a new one begins after the
-    /// publication `before`. What its appends grew by is to be told by [`Channels::note_log_bytes`].
-    pub(crate) fn log_of(&mut self, index: u32, variant: u8, before: u64) -> &mut Log {
+    /// publication `before`. With the channel's name. What its appends grew by is to be told by [`Channels::note_log_bytes`].
+    pub(crate) fn log_of(&mut self, index: u32, variant: u8, before: u64) -> (&mut Log, &str) {
         let spare = &mut self.spare_logs;
         let channel = self.entries[index as usize].as_mut().expect("a held channel exists");
-        channel.variants[usize::from(variant)].log.get_or_insert_with(|| {
+        let log = channel.variants[usize::from(variant)].log.get_or_insert_with(|| {
             let mut log = spare.pop().unwrap_or_default();
             log.reset(before);
             log
-        })
+        });
+        (log, &channel.name)
     }
 
     /// Takes a variant's log away if nobody needs it.

@@ -13,7 +13,7 @@ use super::api::home_of;
 use super::auth::TokenError;
 use super::channel::Namespace;
 use super::config::RecoveryMode;
-use super::engine::Slot;
+use super::engine::{ShardIndex, Slot};
 use super::home::Publisher;
 use super::mesh::*;
 use super::metrics::Metric;
@@ -228,25 +228,29 @@ impl Core {
         if name.is_empty() {
             return self.close(slot, CloseReason::BadRequest, now);
         }
-        if let Err(error) = self.allowed(slot, name, Access::Publish) {
-            return self.reply_error(slot, id, error);
-        }
+        let index = match self.allowed(slot, name, Access::Publish) {
+            Ok(index) => index,
+            Err(error) => return self.reply_error(slot, id, error),
+        };
         if data.is_empty() {
             return self.reply_error(slot, id, ErrorCode::BadRequest);
         }
-        let index = self.channels.find(name);
-        let home = home_of(name, self.shards);
         let origin = Origin { slot, serial: self.sessions.get(slot).serial, id };
+        let home = index.map_or_else(|| home_of(name, self.shards), |index| self.channels.get(index).home);
         if home != self.shard {
-            return self.publish_elsewhere(origin, name, index, data);
+            return self.publish_elsewhere(origin, name, home, index, data);
         }
+        let index = match index.map_or_else(|| self.channels.get_or_create(name), Ok) {
+            Ok(index) => index,
+            Err(reason) => return self.reply_error(slot, id, super::home::no_channel(reason)),
+        };
         let session = self.sessions.get_mut(slot);
         session.pending += 1;
-        // The identity is borrowed from the session, which the publish below may not touch: it is small.
+        // The identity is taken out of the session, which the publish may not touch: mostly it is empty.
         let client = ClientText::new(session.client);
         let user = session.user.clone();
         let conn_info = session.extra.as_ref().and_then(|extra| extra.conn_info.clone());
-        let chan_info = index.and_then(|index| session.sub_extra(index)?.chan_info.clone());
+        let chan_info = session.sub_extra(index).and_then(|sub| sub.chan_info.clone());
         let info = ClientInfo {
             user: &user,
             client: client.as_str(),
@@ -254,11 +258,17 @@ impl Core {
             chan_info: chan_info.as_deref(),
         };
         let publication = Publication { data, info: Some(info), ..Publication::default() };
-        self.publish_at_home(home, Publisher::Client(origin), name, None, &publication, now);
+        self.publish_into(home, Publisher::Client(origin), index, None, &publication, now);
     }
 
-    fn publish_elsewhere(&mut self, origin: Origin, name: &str, index: Option<u32>, data: &[u8]) {
-        let home = home_of(name, self.shards);
+    fn publish_elsewhere(
+        &mut self,
+        origin: Origin,
+        name: &str,
+        home: ShardIndex,
+        index: Option<u32>,
+        data: &[u8],
+    ) {
         if !self.may_wait(origin.slot, home) {
             self.metrics.add(Metric::DropPublishRefused, 1);
             return self.reply_error(origin.slot, origin.id, ErrorCode::TooManyRequests);
@@ -275,7 +285,7 @@ impl Core {
     }
 
     /// Whether one more command of a connection may wait for another shard.
-    fn may_wait(&self, slot: Slot, home: super::engine::ShardIndex) -> bool {
+    fn may_wait(&self, slot: Slot, home: ShardIndex) -> bool {
         let pending = self.sessions.get(slot).pending;
         pending < self.config.client.pending_commands_max && !self.mesh.is_full(home)
     }
@@ -299,39 +309,23 @@ impl Core {
         self.send_home(home, ToHome::Query { origin, channel: name.into(), query }, now);
     }
 
-    /// Whether a client may do this to a channel: 102 unknown, 108 switched off, 103 not allowed.
-    fn allowed(&self, slot: Slot, name: &str, access: Access) -> Result<(), ErrorCode> {
-        let namespace = self.channels.namespace_of(name).ok_or(ErrorCode::UnknownChannel)?;
-        let config = &namespace.config;
-        let (available, subscriber, client, anonymous) = match access {
-            Access::Publish => (
-                true,
-                config.allow_publish_for_subscriber,
-                config.allow_publish_for_client,
-                config.allow_publish_for_anonymous,
-            ),
-            Access::History => (
-                namespace.is_positioned(),
-                config.allow_history_for_subscriber,
-                config.allow_history_for_client,
-                config.allow_history_for_anonymous,
-            ),
-            Access::Presence => (
-                config.presence,
-                config.allow_presence_for_subscriber,
-                config.allow_presence_for_client,
-                config.allow_presence_for_anonymous,
-            ),
+    /// Whether a client may do this to a channel: 102 unknown, 108 switched off, 103 not allowed. Gives the
+    /// channel's index, if this shard knows it: the name is looked up once.
+    fn allowed(&self, slot: Slot, name: &str, access: Access) -> Result<Option<u32>, ErrorCode> {
+        let index = self.channels.find(name);
+        let namespace = match index {
+            Some(index) => self.channels.namespace(self.channels.get(index).namespace),
+            None => self.channels.namespace_of(name).ok_or(ErrorCode::UnknownChannel)?,
         };
+        let Grants { available, subscriber, client, anonymous } = grants(namespace, access);
         if !available {
             return Err(ErrorCode::NotAvailable);
         }
         let session = self.sessions.get(slot);
         let known = !session.user.is_empty() || anonymous;
-        let subscribed =
-            || self.channels.find(name).is_some_and(|index| self.sessions.sub(slot, index).is_some());
+        let subscribed = || index.is_some_and(|index| self.sessions.sub(slot, index).is_some());
         if known && (client || subscriber && subscribed()) {
-            Ok(())
+            Ok(index)
         } else {
             Err(ErrorCode::PermissionDenied)
         }
@@ -389,6 +383,38 @@ impl Core {
         let result = RefreshResult { expires, ttl, ..RefreshResult::default() };
         self.reply(slot, id, &Reply::SubRefresh(result));
         self.arm_timer(slot, now);
+    }
+}
+
+/// Who may do something in a namespace.
+struct Grants {
+    available: bool,
+    subscriber: bool,
+    client: bool,
+    anonymous: bool,
+}
+
+fn grants(namespace: &Namespace, access: Access) -> Grants {
+    let config = &namespace.config;
+    match access {
+        Access::Publish => Grants {
+            available: true,
+            subscriber: config.allow_publish_for_subscriber,
+            client: config.allow_publish_for_client,
+            anonymous: config.allow_publish_for_anonymous,
+        },
+        Access::History => Grants {
+            available: namespace.is_positioned(),
+            subscriber: config.allow_history_for_subscriber,
+            client: config.allow_history_for_client,
+            anonymous: config.allow_history_for_anonymous,
+        },
+        Access::Presence => Grants {
+            available: config.presence,
+            subscriber: config.allow_presence_for_subscriber,
+            client: config.allow_presence_for_client,
+            anonymous: config.allow_presence_for_anonymous,
+        },
     }
 }
 

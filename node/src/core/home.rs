@@ -194,6 +194,19 @@ impl Core {
             Ok(index) => index,
             Err(reason) => return self.published(from, publisher, Err(no_channel(reason)), now),
         };
+        self.publish_into(from, publisher, index, key, publication, now);
+    }
+
+    /// The same for a channel that is known.
+    pub(crate) fn publish_into(
+        &mut self,
+        from: ShardIndex,
+        publisher: Publisher,
+        index: u32,
+        key: Option<&str>,
+        publication: &Publication<'_>,
+        now: Now,
+    ) {
         let token = self.waiters.token();
         let id = match key {
             Some(key) => PublicationId::Key(key),
@@ -299,11 +312,10 @@ impl Core {
             return;
         }
         let codec = key.codec;
-        let name = Arc::clone(&channel.name);
-        let log = self.channels.log_of(index, variant, before.unwrap_or(top));
+        let (log, name) = self.channels.log_of(index, variant, before.unwrap_or(top));
         let grown = log.append(top, |out| {
             let start = ringmain_proto::ws::begin_frame(out);
-            encode(codec, &name, out);
+            encode(codec, name, out);
             ringmain_proto::ws::finish_frame(out, start, codec.opcode());
         });
         let len = log.len();

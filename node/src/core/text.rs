@@ -1,5 +1,17 @@
 //! Small texts without allocation.
 
+/// Every byte as two lowercase hexadecimal digits.
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [HEX[byte >> 4], HEX[byte & 0xf]];
+        byte += 1;
+    }
+    pairs
+};
+
 /// A client id as UUID text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientText([u8; 36]);
@@ -7,15 +19,13 @@ pub(crate) struct ClientText([u8; 36]);
 impl ClientText {
     /// Hyphenated lowercase (RFC 9562 section 4).
     pub(crate) fn new(client: u128) -> Self {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut text = [b'-'; 36];
         let mut at = 0;
         for (position, byte) in client.to_be_bytes().into_iter().enumerate() {
             if matches!(position, 4 | 6 | 8 | 10) {
                 at += 1;
             }
-            text[at] = HEX[usize::from(byte >> 4)];
-            text[at + 1] = HEX[usize::from(byte & 0xf)];
+            text[at..at + 2].copy_from_slice(&HEX_PAIRS[usize::from(byte)]);
             at += 2;
         }
         Self(text)
