@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -216,6 +216,12 @@ pub struct ShardListener {
     pub spec_index: u16,
     /// Keeps the socket file until the last shard lets go.
     _file: Option<Arc<SocketFile>>,
+}
+
+impl AsFd for ShardListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl AsRawFd for ShardListener {

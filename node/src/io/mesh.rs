@@ -26,7 +26,7 @@ pub const CREDITS_MAX: u16 = 1_024;
 /// Set in a pair's cell when its sender found no credit and wants to be rung.
 const WAITING: u32 = 1 << 31;
 /// "No ring yet": the shard has not started, or has stopped.
-pub(crate) const NO_RING: i32 = -1;
+const NO_RING: i32 = -1;
 
 /// What the shards of one node share. Cheap to clone.
 #[derive(Debug)]
@@ -131,6 +131,11 @@ impl<M> Mesh<M> {
                 Err(seen) => value = seen,
             }
         }
+    }
+
+    /// Whether a credit could be taken now.
+    pub(crate) fn has_credit(&self, from: ShardIndex, to: ShardIndex) -> bool {
+        self.pair(from, to).load(Ordering::Relaxed) & !WAITING < self.shared.credits
     }
 
     /// Gives back a credit that was not used.

@@ -20,24 +20,47 @@
 
 #![allow(unsafe_code)]
 
+mod accept;
+#[cfg(test)]
+mod bell_model;
 mod clock;
+mod close;
+mod completion;
 mod doorbell;
+mod handover;
 mod holder;
 mod inbox;
+mod kernel;
 mod limits;
 mod listen;
 mod mesh;
 mod metrics;
+mod options;
+mod recv;
+mod ring;
+mod send;
 mod shard;
+mod sleep;
+mod slots;
+mod tag;
+mod turn;
+mod wire;
 
+pub use close::{DISCARD_BYTES_MAX, DISCARD_MS_MAX};
 pub use doorbell::Waker;
 pub use inbox::{ControlSender, SendError};
+pub use kernel::{KERNEL_MIN, KernelFacts, StartError};
 pub use limits::{NofileLimit, SLOTS_MARGIN, raise_nofile, slots_allowed};
 pub use listen::{
-    BoundAddress, Holder, ListenError, ListenSpec, Listeners, ParseListenError, ShardListener, SocketOptions,
+    BoundAddress, Holder, LISTENERS_MAX, ListenError, ListenSpec, Listeners, ParseListenError, ShardListener,
+    SocketOptions,
 };
 pub use mesh::{CREDITS_MAX, Mesh, SHARDS_MAX};
 pub use metrics::{
     BUCKET_BOUNDS_US, HistogramSnapshot, PUBLISH_INTERVAL_MS, ShardMetrics, WIRE_METRICS, WireMetric,
 };
-pub use shard::{ShardEvent, ShardHandle, ShardOptions, ShardParts, StartError, TurnOptions, spawn_shard};
+#[doc(hidden)]
+pub use options::Mutation;
+pub use options::{ShardOptions, TurnOptions};
+pub use ring::probe_kernel;
+pub use shard::{ShardEvent, ShardHandle, ShardParts, cores, spawn_shard};

@@ -5,79 +5,32 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::doorbell::Waker;
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
+
+use super::accept::Acceptor;
+use super::clock::Clock;
+use super::doorbell::{Doorbell, Waker};
+use super::handover::Handovers;
 use super::inbox::{ControlInbox, ControlSender};
+use super::kernel::StartError;
 use super::listen::ShardListener;
 use super::mesh::Mesh;
 use super::metrics::ShardMetrics;
+use super::options::ShardOptions;
+use super::sleep::Sleeper;
+use super::turn::{Counts, Outlets, Scratch, Seat, ShardLoop};
+use super::wire::Wire;
 use crate::core::engine::{Engine, ShardIndex};
 
-/// How a shard runs.
-#[derive(Clone, Debug)]
-pub struct ShardOptions {
-    /// Its number, dense from 0.
-    pub index: ShardIndex,
-    /// The core it is pinned to, as the kernel numbers it; `None`: wherever the scheduler puts it.
-    pub core: Option<usize>,
-    /// Connections at the most (see [`super::slots_allowed`]).
-    pub slots_max: u32,
-    /// Commands of the control plane that may wait.
-    pub control_inbox_max: usize,
-    /// What a turn may do, and the sizes of the ring.
-    pub turn: TurnOptions,
-}
+/// Entries of the executor's three rings: it does one read at a time. Its minimum would be 1, but it
+/// keeps its own timers and its wake-up there too.
+const EXECUTOR_RING_DEPTH: usize = 8;
 
-impl ShardOptions {
-    /// Defaults for shard `index`.
-    pub fn new(index: ShardIndex, slots_max: u32) -> Self {
-        Self { index, core: None, slots_max, control_inbox_max: 4_096, turn: TurnOptions::default() }
-    }
-}
-
-/// The budget of a turn and the sizes of the ring.
-#[derive(Clone, Debug)]
-pub struct TurnOptions {
-    /// Completions handled in a turn at the most. At about 2 us each, 512 are a millisecond.
-    pub completions_max: usize,
-    /// Batches taken from the mesh inbox in a turn at the most.
-    pub mesh_batches_max: usize,
-    /// Commands of the control plane handled in a turn at the most.
-    pub controls_max: usize,
-    /// Sends offered in a turn at the most. A send costs the kernel about 5 us, so 512 are 2.5 ms:
-    /// what a ping waits behind a large fan-out.
-    pub sends_max: usize,
-    /// Bytes offered in a turn at the most: 4 MiB are copied in about a millisecond.
-    pub send_bytes_max: usize,
-    /// A turn that has taken this long handles no more completions, in microseconds.
-    pub time_max_us: u64,
-    /// Submission entries of the ring: sends per enter. Twice as many cost the same within noise.
-    pub ring_entries: u32,
-    /// Completion entries of the ring. Beyond them the kernel keeps completions on a list of its own.
-    pub completion_entries: u32,
-    /// Receive buffers of the shard, a power of two; idle connections hold none.
-    pub recv_buffers: u16,
-    /// Bytes of one receive buffer.
-    pub recv_buffer_bytes: u32,
-}
-
-impl Default for TurnOptions {
-    fn default() -> Self {
-        Self {
-            completions_max: 512,
-            mesh_batches_max: 256,
-            controls_max: 64,
-            sends_max: 512,
-            send_bytes_max: 4 * 1024 * 1024,
-            time_max_us: 2_000,
-            ring_entries: 256,
-            completion_entries: 2_048,
-            recv_buffers: 128,
-            recv_buffer_bytes: 4_096,
-        }
-    }
-}
+/// Registered memory of the executor, for file reads that nobody makes. It takes no less.
+const EXECUTOR_MEMORY_BYTES: usize = 64 * 1024;
 
 /// What a shard is connected to.
 pub struct ShardParts<E: Engine> {
@@ -88,7 +41,7 @@ pub struct ShardParts<E: Engine> {
     /// Called on the shard's thread with every answer to a command. It must not block.
     pub answers: Box<dyn Fn(E::Answer) + Send>,
     /// Called on the shard's thread. It must not block.
-    pub events: Box<dyn Fn(ShardEvent) + Send>,
+    pub events: Box<dyn Fn(ShardEvent) + Send + Sync>,
 }
 
 /// What a shard tells of its own accord.
@@ -98,14 +51,6 @@ pub enum ShardEvent {
     Drained(ShardIndex),
     /// The shard's thread ends: it was asked to, or it panicked ([`ShardHandle::join`] tells).
     Stopped(ShardIndex),
-}
-
-/// Why a shard did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The thread could not be made.
-    #[error("cannot start the thread of a shard: {0}")]
-    Thread(std::io::Error),
 }
 
 /// A running shard.
@@ -161,16 +106,150 @@ where
     F: FnOnce() -> E + Send + 'static,
 {
     let index = options.index;
-    let doorbell = parts.mesh.doorbell(index).clone();
-    let inbox = Arc::new(ControlInbox::new(options.control_inbox_max));
-    let metrics = ShardMetrics::new();
-    let stop = Arc::new(AtomicBool::new(false));
+    let start = Start {
+        doorbell: parts.mesh.doorbell(index).clone(),
+        inbox: Arc::new(ControlInbox::new(options.control_inbox_max)),
+        metrics: ShardMetrics::new(),
+        stop: Arc::new(AtomicBool::new(false)),
+        options,
+    };
+    let control = ControlSender { inbox: start.inbox.clone(), doorbell: start.doorbell.clone() };
+    let (metrics, stop) = (start.metrics.clone(), start.stop.clone());
+    let (started, start_result) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(format!("shard-{index}"))
-        .spawn(move || {
-            let _engine = make_engine();
-            let _parts = parts;
-        })
+        .spawn(move || start.run(parts, make_engine, &started))
         .map_err(StartError::Thread)?;
-    Ok(ShardHandle { index, metrics, control: ControlSender { inbox, doorbell }, stop, thread })
+    match start_result.recv() {
+        Ok(Ok(())) => Ok(ShardHandle { index, metrics, control, stop, thread }),
+        Ok(Err(error)) => Err(error),
+        // The thread died without a word: the engine's maker panicked, which is its caller's to see.
+        Err(mpsc::RecvError) => std::panic::resume_unwind(thread.join().expect_err("the thread panicked")),
+    }
+}
+
+/// The cores that this process may run on, as the kernel numbers them: the cpuset or the mask of
+/// `taskset` decides.
+pub fn cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
+}
+
+/// What the new thread is given.
+struct Start<C> {
+    options: ShardOptions,
+    doorbell: Arc<Doorbell>,
+    inbox: Arc<ControlInbox<C>>,
+    metrics: Arc<ShardMetrics>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Tells the node that the shard has ended, however it did.
+struct Farewell<E: Engine> {
+    index: ShardIndex,
+    mesh: Mesh<E::Mesh>,
+    inbox: Arc<ControlInbox<E::Control>>,
+    events: Arc<dyn Fn(ShardEvent) + Send + Sync>,
+}
+
+impl<E: Engine> Drop for Farewell<E> {
+    fn drop(&mut self) {
+        self.mesh.leave_seat(self.index);
+        self.inbox.close();
+        (self.events)(ShardEvent::Stopped(self.index));
+    }
+}
+
+type Started = mpsc::Sender<Result<(), StartError>>;
+
+impl<C: Send + 'static> Start<C> {
+    fn run<E>(self, parts: ShardParts<E>, make_engine: impl FnOnce() -> E + 'static, started: &Started)
+    where
+        E: Engine<Control = C> + 'static,
+    {
+        let executor = match self.executor() {
+            Ok(executor) => executor,
+            // The starter waits for this; if it is gone, so is the process.
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        let started = started.clone();
+        executor.run(async move {
+            match self.open(parts, make_engine) {
+                Ok((shard, farewell)) => {
+                    let _ = started.send(Ok(()));
+                    shard.run().await;
+                    drop(farewell);
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        });
+    }
+
+    /// Pins the thread and sets up the executor at its smallest.
+    fn executor(&self) -> Result<LocalExecutor, StartError> {
+        if let Some(core) = self.options.core {
+            pin(core)?;
+        }
+        // Unbound: the thread is pinned already, and the executor's own pinning reads the machine's
+        // topology, which containers may not show.
+        LocalExecutorBuilder::new(Placement::Unbound)
+            .io_memory(EXECUTOR_MEMORY_BYTES)
+            .ring_depth(EXECUTOR_RING_DEPTH)
+            .make()
+            .map_err(super::kernel::explain_executor)
+    }
+
+    fn open<E>(
+        self,
+        parts: ShardParts<E>,
+        make_engine: impl FnOnce() -> E,
+    ) -> Result<(ShardLoop<E>, Farewell<E>), StartError>
+    where
+        E: Engine<Control = C>,
+    {
+        let (index, options) = (self.options.index, self.options);
+        let mut wire = Wire::open(&options, &self.doorbell)?;
+        let sleeper = Sleeper::open(&mut wire, &self.doorbell, options.turn.nap_max_us)?;
+        let acceptor = Acceptor::new(parts.listeners, options.turn.completion_entries);
+        let events: Arc<dyn Fn(ShardEvent) + Send + Sync> = parts.events.into();
+        let clock = Clock::new(parts.mesh.origin());
+        let farewell =
+            Farewell { index, mesh: parts.mesh.clone(), inbox: self.inbox.clone(), events: events.clone() };
+        let engine = make_engine();
+        parts.mesh.open_seat(index, wire.ring.fd(), options.slots_max);
+        let seat = Seat {
+            index,
+            mesh: parts.mesh,
+            doorbell: self.doorbell,
+            inbox: self.inbox,
+            stop: self.stop,
+            blocked: Vec::new(),
+        };
+        let (metrics, answers) = (self.metrics, parts.answers);
+        let outlets = Outlets { metrics, answers, events, published_ms: 0, stale: true };
+        let shard = ShardLoop {
+            options: options.turn,
+            engine,
+            wire,
+            acceptor,
+            handovers: Handovers::default(),
+            sleeper,
+            seat,
+            outlets,
+            clock,
+            scratch: Scratch::default(),
+            counts: Counts::default(),
+        };
+        Ok((shard, farewell))
+    }
+}
+
+fn pin(core: usize) -> Result<(), StartError> {
+    let mut set = rustix::thread::CpuSet::new();
+    if core >= rustix::thread::CpuSet::MAX_CPU {
+        let error = std::io::Error::from_raw_os_error(libc::EINVAL);
+        return Err(StartError::Core { core, error });
+    }
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|error| StartError::Core { core, error: error.into() })
 }

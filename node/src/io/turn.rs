@@ -1,0 +1,291 @@
+//! The loop of a shard: one turn after the other.
+//!
+//! Owns the order of a turn (see [`crate::core::engine`]), its budget, and when the shard waits. It knows
+//! nothing of what the engine does with bytes.
+//!
+//! A turn makes one enter when it sends: the sends are submitted, and the kernel runs deferred work in
+//! the same call. What that brings in is handled in the next turn, failures of sends apart, which are
+//! handled at once. Accepts, timers and inboxes get their share of every turn, however long the queues of
+//! the others are, because each part of a turn has a maximum of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringmain_proto::time::Now;
+
+use super::accept::Acceptor;
+use super::clock::{Clock, mono_ns_of};
+use super::doorbell::Doorbell;
+use super::handover::Handovers;
+use super::inbox::ControlInbox;
+use super::mesh::Mesh;
+use super::metrics::{PUBLISH_INTERVAL_MS, ShardMetrics, WireMetric};
+use super::options::TurnOptions;
+use super::send::{Failures, Sent, send_all};
+use super::shard::ShardEvent;
+use super::sleep::Sleeper;
+use super::wire::Wire;
+use crate::core::engine::{Effect, Engine, ShardIndex, TurnBudget};
+use crate::core::metrics::Metric;
+
+/// Entries of an inbox between two looks at the clock.
+const CLOCK_STRIDE: usize = 32;
+
+/// A running shard.
+pub(super) struct ShardLoop<E: Engine> {
+    pub(super) options: TurnOptions,
+    pub(super) engine: E,
+    pub(super) wire: Wire,
+    pub(super) acceptor: Acceptor,
+    pub(super) handovers: Handovers,
+    pub(super) sleeper: Sleeper,
+    pub(super) seat: Seat<E>,
+    pub(super) outlets: Outlets<E>,
+    pub(super) clock: Clock,
+    pub(super) scratch: Scratch<E>,
+    pub(super) counts: Counts,
+}
+
+/// What the shard shares with other threads.
+pub(super) struct Seat<E: Engine> {
+    pub(super) index: ShardIndex,
+    pub(super) mesh: Mesh<E::Mesh>,
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) inbox: Arc<ControlInbox<E::Control>>,
+    pub(super) stop: Arc<AtomicBool>,
+    /// Shards for which a batch waits for credit. At most one entry per shard.
+    pub(super) blocked: Vec<ShardIndex>,
+}
+
+/// Where a shard's figures, answers and events go.
+pub(super) struct Outlets<E: Engine> {
+    pub(super) metrics: Arc<ShardMetrics>,
+    pub(super) answers: Box<dyn Fn(E::Answer) + Send>,
+    pub(super) events: Arc<dyn Fn(ShardEvent) + Send + Sync>,
+    pub(super) published_ms: u64,
+    /// A turn was made since the figures were published.
+    pub(super) stale: bool,
+}
+
+/// Memory that turns reuse; empty between turns.
+pub(super) struct Scratch<E: Engine> {
+    failures: Failures,
+    effects: Vec<Effect>,
+    answers: Vec<E::Answer>,
+    targets: Vec<ShardIndex>,
+}
+
+impl<E: Engine> Default for Scratch<E> {
+    fn default() -> Self {
+        Self { failures: Failures::default(), effects: Vec::new(), answers: Vec::new(), targets: Vec::new() }
+    }
+}
+
+/// What the loop adds to the engine's values at the end of a turn.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) accepted: u64,
+    pub(super) refused: u64,
+    pub(super) handed_over: u64,
+    pub(super) bytes_in: u64,
+    pub(super) batches: u64,
+    pub(super) sent: Sent,
+}
+
+/// What follows a turn.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Another turn: something is left to do.
+    Again,
+    /// Nothing is left to do.
+    Wait,
+}
+
+impl<E: Engine> Seat<E> {
+    /// Whether other threads left work. Asked at the end of a turn and again after a wait was announced.
+    fn work_waits(&self) -> bool {
+        !self.inbox.is_empty()
+            || !self.mesh.inbox_is_empty(self.index)
+            || self.blocked.iter().any(|&to| self.mesh.has_credit(self.index, to))
+            || self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl<E: Engine> ShardLoop<E> {
+    /// Runs until the shard is stopped.
+    pub(super) async fn run(mut self) {
+        while !self.seat.stop.load(Ordering::Acquire) {
+            match self.turn() {
+                // Costs two loads unless the executor has other work whose time has come.
+                Next::Again => glommio::yield_if_needed().await,
+                Next::Wait => self.wait().await,
+            }
+        }
+        self.publish(self.clock.at(self.clock.mono_ns()).mono_ms);
+    }
+
+    fn turn(&mut self) -> Next {
+        let started_ns = self.clock.mono_ns();
+        let now = self.clock.at(started_ns);
+        let ring = &mut self.wire.ring;
+        if ring.ready() == 0 && (ring.has_unsubmitted() || ring.has_pending()) {
+            ring.submit_and_run();
+        }
+        self.completions(started_ns, now);
+        self.commands(now);
+        self.batches_in(started_ns, now);
+        self.timers(started_ns, now);
+        let more = self.outputs(now);
+        self.batches_out(now);
+        self.effects(now);
+        self.acceptor.arm(&mut self.wire, now.mono_ms);
+        self.count();
+        self.wire.figures.turn.observe_ns(self.clock.mono_ns() - started_ns);
+        let left = more || self.wire.ring.ready() > 0 || self.wire.ring.has_pending();
+        if left || self.seat.work_waits() { Next::Again } else { Next::Wait }
+    }
+
+    /// Whether the turn has taken its time.
+    pub(super) fn is_over(&self, started_ns: u64) -> bool {
+        self.clock.mono_ns() - started_ns > self.options.time_max_us * 1_000
+    }
+
+    fn commands(&mut self, now: Now) {
+        for _ in 0..self.options.controls_max {
+            let Some(command) = self.seat.inbox.pop() else { return };
+            self.engine.control(command, now);
+        }
+    }
+
+    fn batches_in(&mut self, started_ns: u64, now: Now) {
+        for count in 1..=self.options.mesh_batches_max {
+            let Some((from, batch)) = self.seat.mesh.receive(self.seat.index) else { return };
+            self.counts.batches += 1;
+            self.engine.inbox(from, batch, now);
+            if count % CLOCK_STRIDE == 0 && self.is_over(started_ns) {
+                return;
+            }
+        }
+    }
+
+    fn timers(&mut self, started_ns: u64, now: Now) {
+        self.wire.end_discards(now.mono_ms);
+        let Some(deadline_ms) = self.engine.next_deadline_ms() else { return };
+        if deadline_ms <= now.mono_ms {
+            self.wire.figures.delay.observe_ns(started_ns.saturating_sub(mono_ns_of(deadline_ms)));
+            self.engine.tick(now);
+        }
+    }
+
+    /// Sends what the engine has. Returns whether more is left than the budget allowed.
+    fn outputs(&mut self, now: Now) -> bool {
+        let budget = TurnBudget { sends_max: self.options.sends_max, bytes_max: self.options.send_bytes_max };
+        let more = self.engine.prepare(now, budget);
+        if self.engine.sends().is_empty() {
+            self.engine.settle(now);
+        } else {
+            // Not while more waits than a turn handles: the queue of completions would only grow.
+            let run = self.wire.ring.ready() < self.options.completions_max;
+            let failures = &mut self.scratch.failures;
+            self.counts.sent += send_all(&mut self.wire, &mut self.engine, failures, run, now);
+        }
+        more
+    }
+
+    fn batches_out(&mut self, now: Now) {
+        self.seat.blocked.clear();
+        self.scratch.targets.extend_from_slice(self.engine.mesh_targets());
+        for to in self.scratch.targets.drain(..) {
+            loop {
+                if !self.seat.mesh.take_credit(self.seat.index, to) {
+                    self.seat.blocked.push(to);
+                    self.wire.figures.add(WireMetric::MeshBlocked, 1);
+                    break;
+                }
+                let Some(batch) = self.engine.take_mesh(to, now) else {
+                    self.seat.mesh.return_credit(self.seat.index, to);
+                    break;
+                };
+                self.seat.mesh.send(self.seat.index, to, batch);
+            }
+        }
+    }
+
+    fn effects(&mut self, now: Now) {
+        let mut effects = std::mem::take(&mut self.scratch.effects);
+        self.engine.take_effects(&mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::AwaitWritable(slot) => self.wire.await_writable(slot),
+                Effect::Finish(slot) => self.wire.finish(slot, now.mono_ms),
+                Effect::Abort(slot) => self.wire.abort(slot),
+                Effect::StopAccepting => {
+                    self.seat.mesh.close_seat(self.seat.index);
+                    self.acceptor.drain(&mut self.wire);
+                }
+                Effect::Drained => (self.outlets.events)(ShardEvent::Drained(self.seat.index)),
+            }
+        }
+        self.scratch.effects = effects;
+        self.engine.take_answers(&mut self.scratch.answers);
+        self.scratch.answers.drain(..).for_each(&self.outlets.answers);
+    }
+
+    fn count(&mut self) {
+        let counts = std::mem::take(&mut self.counts);
+        let values = self.engine.metrics();
+        values.add(Metric::Turns, 1);
+        for (metric, n) in [
+            (Metric::Accepted, counts.accepted),
+            (Metric::Refused, counts.refused),
+            (Metric::HandedOver, counts.handed_over),
+            (Metric::BytesIn, counts.bytes_in),
+            (Metric::BytesOut, counts.sent.bytes),
+            (Metric::Sends, counts.sent.sends),
+            (Metric::SendsShort, counts.sent.short),
+            (Metric::MeshBatches, counts.batches),
+        ] {
+            values.add(metric, n);
+        }
+        self.outlets.stale = true;
+    }
+
+    async fn wait(&mut self) {
+        let now_ns = self.clock.mono_ns();
+        self.publish_if_due(now_ns);
+        let deadline_ns = self.next_deadline_ms().map(mono_ns_of);
+        let seat = &self.seat;
+        let waiting =
+            self.sleeper.wait(&mut self.wire, &seat.doorbell, now_ns, deadline_ns, || seat.work_waits());
+        waiting.await;
+        let woken_ns = self.clock.mono_ns();
+        self.sleeper.waited(woken_ns - now_ns);
+        if let Some(rung_ns) = self.seat.doorbell.wake_up() {
+            self.wire.figures.delay.observe_ns(woken_ns.saturating_sub(rung_ns));
+        }
+    }
+
+    fn next_deadline_ms(&self) -> Option<u64> {
+        let publish_ms = self.outlets.stale.then_some(self.outlets.published_ms + PUBLISH_INTERVAL_MS);
+        let engine_ms = self.engine.next_deadline_ms();
+        let wire_ms = [self.wire.next_discard_ms(), self.acceptor.next_retry_ms()];
+        [engine_ms, publish_ms].into_iter().chain(wire_ms).flatten().min()
+    }
+
+    fn publish_if_due(&mut self, now_ns: u64) {
+        let now_ms = self.clock.at(now_ns).mono_ms;
+        if self.outlets.stale && self.outlets.published_ms + PUBLISH_INTERVAL_MS <= now_ms {
+            self.publish(now_ms);
+        }
+    }
+
+    fn publish(&mut self, now_ms: u64) {
+        self.outlets.published_ms = now_ms;
+        self.outlets.stale = false;
+        let (enters, overflows) = self.wire.ring.counts();
+        self.wire.figures.set(WireMetric::Enters, enters);
+        self.wire.figures.set(WireMetric::Overflows, overflows);
+        self.wire.figures.set(WireMetric::Rings, self.seat.doorbell.rings());
+        self.outlets.metrics.publish(self.engine.metrics(), &self.wire.figures);
+    }
+}
