@@ -88,11 +88,9 @@ impl Acceptor {
             if matches!(listening.armed, Armed::One | Armed::Multishot) {
                 listening.cancel(wire, index);
             }
-            let fd = &listening.listener;
-            // A queue of 0 keeps further handshakes out while this one is emptied. Neither call fails on
-            // a listening socket; if one did, the accept below would wait, and end with the process.
-            let _ = rustix::net::listen(fd, 0);
-            let _ = rustix::io::ioctl_fionbio(fd, true);
+            // A queue of 0 keeps further handshakes out while this one is emptied. It cannot fail on a
+            // listening socket; if it did, the queue would only be emptied of more.
+            let _ = rustix::net::listen(&listening.listener, 0);
             listening.retry_ms = None;
         }
     }
@@ -104,8 +102,11 @@ impl Acceptor {
 
     /// Brings what is armed in line with how much room the table has. Cheap when nothing changes.
     pub(super) fn arm(&mut self, wire: &mut Wire, now_ms: u64) {
+        if self.draining {
+            return self.empty_queues(wire, now_ms);
+        }
         let free = wire.free_slots();
-        let single = self.draining || free < self.single_below;
+        let single = free < self.single_below;
         let armed_singles = self.count(Armed::One);
         let mut singles_left = free.saturating_sub(armed_singles);
         for step in 0..self.listeners.len() {
@@ -120,6 +121,25 @@ impl Acceptor {
                     listening.arm_one(wire, index);
                     self.next = index + 1;
                 }
+                _ => {}
+            }
+        }
+    }
+
+    /// Draining: accepts what still waits, one by one, and closes the listeners where nothing does.
+    fn empty_queues(&mut self, wire: &mut Wire, now_ms: u64) {
+        let mut slots_left = wire.free_slots().saturating_sub(self.count(Armed::One));
+        for (index, place) in self.listeners.iter_mut().enumerate() {
+            let Some(listening) = place else { continue };
+            match (listening.armed, listening.somebody_waits()) {
+                (Armed::Nothing, true) if slots_left > 0 => {
+                    slots_left -= 1;
+                    listening.arm_one(wire, index);
+                    // Another shard may be faster on a unix socket: then nothing completes here.
+                    listening.retry_ms = Some(now_ms + RETRY_MS);
+                }
+                (Armed::Nothing, false) => *place = None,
+                (Armed::One, false) => listening.cancel(wire, index),
                 _ => {}
             }
         }
@@ -142,7 +162,6 @@ impl Acceptor {
         }
         match -completion.result {
             libc::ECANCELED => {}
-            libc::EAGAIN if self.draining => self.listeners[index] = None,
             errno => {
                 wire.figures.add(WireMetric::AcceptErrors, 1);
                 // ECONNABORTED and the errors of the network are the client's (accept(2)); the others
@@ -165,6 +184,13 @@ impl Listening {
             self.retry_ms = None;
         }
         rests
+    }
+
+    /// Whether a connection waits to be accepted.
+    fn somebody_waits(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     fn arm_multishot(&mut self, wire: &mut Wire, index: usize) {

@@ -37,7 +37,7 @@ struct Transit {
 /// The sockets that a shard is handing over.
 #[derive(Debug, Default)]
 pub(super) struct Handovers {
-    /// At most [`super::SLOTS_MARGIN`]: each stands in a slot of the margin.
+    /// At most as many as the table has slots beyond `slots_max`: each stands in one of them.
     transits: Vec<Transit>,
 }
 

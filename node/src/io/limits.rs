@@ -6,10 +6,15 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Slots of the table beyond a shard's `slots_max`: accepted sockets on their way to another shard or
-/// out of the door stand here. 64, because a turn of a full shard accepts one socket per listener at
-/// a time and each is on its way for a turn or two.
+/// Slots of the table beyond a shard's `slots_max`, one more for each of its listeners apart: accepted
+/// sockets on their way to another shard or out of the door stand here. Each is on its way for a turn or
+/// two; 64 are what a turn of a full shard accepts without waiting for them.
 pub const SLOTS_MARGIN: u32 = 64;
+
+/// Slots of the table of a shard with `listeners` listening sockets.
+pub fn table_slots(slots_max: u32, listeners: usize) -> u32 {
+    slots_max.saturating_add(SLOTS_MARGIN).saturating_add(listeners as u32)
+}
 
 /// The process's limit of file descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +38,11 @@ pub fn raise_nofile() -> NofileLimit {
     NofileLimit { soft, hard, was }
 }
 
-/// How many connections one shard may hold when `requested` are asked for: the limit caps each
-/// shard's table by itself, [`SLOTS_MARGIN`] included. Never 0 below a limit of `SLOTS_MARGIN + 1`.
-pub fn slots_allowed(requested: u32, limit: &NofileLimit) -> u32 {
+/// How many connections one shard may hold when `requested` are asked for: the limit caps each shard's
+/// table by itself, with its margin and one slot for each of its `listeners`.
+pub fn slots_allowed(requested: u32, limit: &NofileLimit, listeners: usize) -> u32 {
     let table_max = u32::try_from(limit.soft).unwrap_or(u32::MAX).min(TABLE_SLOTS_MAX);
-    requested.min(table_max.saturating_sub(SLOTS_MARGIN))
+    requested.min(table_max.saturating_sub(table_slots(0, listeners)))
 }
 
 /// The kernel's own maximum for a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
@@ -51,14 +56,15 @@ mod tests {
     fn slots_are_capped_by_the_limit_less_the_margin() {
         let check = |requested, soft, expected| {
             let limit = NofileLimit { soft, hard: soft, was: soft };
-            assert_eq!(slots_allowed(requested, &limit), expected, "{requested} of {soft}");
+            assert_eq!(slots_allowed(requested, &limit, 2), expected, "{requested} of {soft}");
         };
         check(100, 20_000, 100);
-        check(19_936, 20_000, 19_936);
-        check(19_937, 20_000, 19_936);
-        check(65_536, 20_000, 19_936);
-        check(10, 64, 0);
-        check(u32::MAX, u64::MAX, (1 << 20) - 64);
+        check(19_934, 20_000, 19_934);
+        check(19_935, 20_000, 19_934);
+        check(65_536, 20_000, 19_934);
+        check(10, 66, 0);
+        check(10, 67, 1);
+        check(u32::MAX, u64::MAX, (1 << 20) - 66);
     }
 
     #[test]

@@ -42,6 +42,16 @@ pub enum ListenSpec {
     Unix(PathBuf),
 }
 
+impl ListenSpec {
+    /// Listening sockets of a shard that it stands for.
+    pub fn sockets(&self) -> usize {
+        match self {
+            Self::Tcp { first, last, .. } => usize::from(last - first) + 1,
+            Self::Unix(_) => 1,
+        }
+    }
+}
+
 /// Why a `--listen` value was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseListenError {

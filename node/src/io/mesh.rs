@@ -58,6 +58,7 @@ struct Seat<M> {
     /// Connections held, plus those promised to it by shards that hand sockets over.
     used: AtomicU32,
     slots_max: AtomicU32,
+    /// Where sockets are sent to; [`NO_RING`] while it takes none.
     ring_fd: AtomicI32,
 }
 
@@ -185,18 +186,12 @@ impl<M> Mesh<M> {
         self.seat(shard).ring_fd.store(ring_fd, Ordering::Release);
     }
 
-    /// No sockets for this shard any more.
+    /// The shard takes no more sockets of others: it drains, or its ring is gone.
     pub(crate) fn close_seat(&self, shard: ShardIndex) {
-        self.seat(shard).slots_max.store(0, Ordering::Relaxed);
-    }
-
-    /// The shard's ring is gone.
-    pub(crate) fn leave_seat(&self, shard: ShardIndex) {
-        self.close_seat(shard);
         self.seat(shard).ring_fd.store(NO_RING, Ordering::Release);
     }
 
-    /// The ring of a shard, if it runs.
+    /// The ring of a shard, if it takes sockets.
     pub(crate) fn ring_fd(&self, shard: ShardIndex) -> Option<i32> {
         match self.seat(shard).ring_fd.load(Ordering::Acquire) {
             NO_RING => None,
@@ -227,8 +222,10 @@ impl<M> Mesh<M> {
     fn emptiest(&self, except: ShardIndex) -> Option<ShardIndex> {
         let free = |shard: ShardIndex| {
             let seat = self.seat(shard);
-            let max = seat.slots_max.load(Ordering::Relaxed);
-            max.saturating_sub(seat.used.load(Ordering::Relaxed))
+            if seat.ring_fd.load(Ordering::Relaxed) == NO_RING {
+                return 0;
+            }
+            seat.slots_max.load(Ordering::Relaxed).saturating_sub(seat.used.load(Ordering::Relaxed))
         };
         let others = (0..self.shards()).filter(|&shard| shard != except && free(shard) > 0);
         others.max_by_key(|&shard| free(shard))

@@ -240,8 +240,7 @@ impl Ring {
 
 /// Sets up what a shard sets up and lets it go again: for a check before anything is started.
 ///
-/// Errors are those of [`super::spawn_shard`]. `table_slots` as in [`super::slots_allowed`] plus its
-/// margin.
+/// Errors are those of [`super::spawn_shard`]. The size of the table is [`super::table_slots`].
 pub fn probe_kernel(table_slots: u32) -> Result<KernelFacts, StartError> {
     let facts = KernelFacts::read();
     let doorbell = Doorbell::new(std::time::Instant::now());

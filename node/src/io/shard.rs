@@ -153,7 +153,7 @@ struct Farewell<E: Engine> {
 
 impl<E: Engine> Drop for Farewell<E> {
     fn drop(&mut self) {
-        self.mesh.leave_seat(self.index);
+        self.mesh.close_seat(self.index);
         self.inbox.close();
         (self.events)(ShardEvent::Stopped(self.index));
     }
@@ -207,7 +207,7 @@ impl<C: Send + 'static> Start<C> {
         E: Engine<Control = C>,
     {
         let (index, options) = (self.options.index, self.options);
-        let mut wire = Wire::open(&options, &self.doorbell)?;
+        let mut wire = Wire::open(&options, &self.doorbell, parts.listeners.len())?;
         let sleeper = Sleeper::open(&mut wire, &self.doorbell, options.turn.nap_max_us)?;
         let acceptor = Acceptor::new(parts.listeners, options.turn.completion_entries);
         let events: Arc<dyn Fn(ShardEvent) + Send + Sync> = parts.events.into();

@@ -8,7 +8,7 @@ use io_uring::{opcode, squeue, types::Fixed};
 use super::close::Discards;
 use super::doorbell::{Bell, Doorbell};
 use super::kernel::StartError;
-use super::limits::SLOTS_MARGIN;
+use super::limits::table_slots;
 use super::metrics::{LoopFigures, WireMetric};
 use super::options::{Mutation, ShardOptions};
 use super::recv::{BUFFER_GROUP, RecvBuffers};
@@ -25,7 +25,7 @@ pub(super) struct Wire {
     pub(super) slots: Slots,
     pub(super) discards: Discards,
     pub(super) figures: LoopFigures,
-    /// Slots of the table, [`SLOTS_MARGIN`] included.
+    /// Slots of the table.
     pub(super) table_slots: u32,
     /// A fault of the wire's own tests.
     pub(super) mutation: Option<Mutation>,
@@ -33,9 +33,13 @@ pub(super) struct Wire {
 
 impl Wire {
     /// Sets up the ring of a shard on the calling thread.
-    pub(super) fn open(options: &ShardOptions, doorbell: &Doorbell) -> Result<Self, StartError> {
+    pub(super) fn open(
+        options: &ShardOptions,
+        doorbell: &Doorbell,
+        listeners: usize,
+    ) -> Result<Self, StartError> {
         let turn = &options.turn;
-        let table_slots = options.slots_max + SLOTS_MARGIN;
+        let table_slots = table_slots(options.slots_max, listeners);
         let sizes = RingSizes {
             entries: turn.ring_entries,
             completion_entries: turn.completion_entries,
