@@ -2,13 +2,16 @@
 //!
 //! Owns the keys and the claims. Signatures are `jsonwebtoken`'s work; times are compared here against
 //! the `now` given, to the second: a token whose `exp` equals now is expired, one whose `nbf` lies
-//! ahead is answered like an expired one.
+//! ahead is answered like an expired one. What a claim does to a connection is decided by the callers.
+//! The claims `meta` and `caps` are accepted and mean nothing here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use ringmain_proto::time::Now;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::config::{CoreConfig, TokenConfig};
@@ -35,28 +38,40 @@ pub struct KeyError {
 }
 
 /// Claims of a connection token.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ConnectionClaims {
     pub(crate) sub: String,
-    pub(crate) exp: Option<u64>,
+    /// When the connection expires, in seconds since the epoch: `expire_at`, or else the token's `exp`.
+    pub(crate) expire_at: Option<u64>,
     pub(crate) info: Option<Box<[u8]>>,
-    /// Channels to subscribe to on connect.
-    pub(crate) channels: Vec<String>,
-    /// The same with options.
-    pub(crate) subs: Vec<(String, ClaimedSub)>,
+    /// Channels to subscribe to on connect: the `subs` claim, or else `channels`.
+    pub(crate) subs: Vec<(String, SubOptions)>,
 }
 
-/// Options of a channel in the `subs` claim.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct ClaimedSub {
-    pub(crate) info: Option<Box<RawValue>>,
-    #[serde(rename = "override")]
-    pub(crate) overrides: Option<Overrides>,
+/// Claims of a subscription token.
+#[derive(Debug)]
+pub(crate) struct SubscriptionClaims {
+    pub(crate) sub: String,
+    /// The client that it was made for; empty: any of the user's.
+    pub(crate) client: String,
+    pub(crate) channel: String,
+    /// When the subscription expires, in seconds since the epoch: `expire_at`, or else the token's `exp`.
+    pub(crate) expire_at: Option<u64>,
+    pub(crate) options: SubOptions,
+}
+
+/// What a token says about one subscription.
+#[derive(Debug, Default)]
+pub(crate) struct SubOptions {
+    /// Shown as `chan_info`.
+    pub(crate) info: Option<Box<[u8]>>,
+    /// Told with the subscription.
+    pub(crate) data: Option<Box<[u8]>>,
+    pub(crate) overrides: Overrides,
 }
 
 /// Options of the namespace that a token may override.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Overrides {
     pub(crate) presence: Option<BoolValue>,
@@ -73,44 +88,89 @@ pub(crate) struct BoolValue {
     pub(crate) value: bool,
 }
 
-/// Claims of a subscription token.
-#[derive(Debug)]
-pub(crate) struct SubscriptionClaims {
-    pub(crate) sub: String,
-    pub(crate) client: String,
-    pub(crate) channel: String,
-    /// When the subscription expires.
-    pub(crate) exp: Option<u64>,
-    pub(crate) info: Option<Box<[u8]>>,
-}
-
-#[derive(Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct RawClaims {
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     sub: String,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     client: String,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     channel: String,
     exp: Option<serde_json::Number>,
     nbf: Option<serde_json::Number>,
     expire_at: Option<serde_json::Number>,
-    info: Option<Box<RawValue>>,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     channels: Vec<String>,
-    #[serde(default)]
-    subs: HashMap<String, ClaimedSub>,
+    #[serde(deserialize_with = "or_default")]
+    subs: BTreeMap<String, Option<RawOptions>>,
+    // Of the connection in a connection token, of the subscription in a subscription token.
+    info: Option<Box<RawValue>>,
+    #[serde(deserialize_with = "or_default")]
+    b64info: String,
+    data: Option<Box<RawValue>>,
+    #[serde(deserialize_with = "or_default")]
+    b64data: String,
+    #[serde(rename = "override")]
+    overrides: Option<Overrides>,
+}
+
+/// An entry of the `subs` claim.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawOptions {
+    info: Option<Box<RawValue>>,
+    #[serde(deserialize_with = "or_default")]
+    b64info: String,
+    data: Option<Box<RawValue>>,
+    #[serde(deserialize_with = "or_default")]
+    b64data: String,
+    #[serde(rename = "override")]
+    overrides: Option<Overrides>,
+}
+
+/// `null` is the same as absence.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl RawClaims {
+    /// When what the token grants expires, if the token itself may be used now.
     fn in_time(&self, now: Now) -> Result<Option<u64>, TokenError> {
         let exp = self.exp.as_ref().map(seconds).transpose()?;
         let nbf = self.nbf.as_ref().map(seconds).transpose()?;
         if exp.is_some_and(|exp| exp <= now.unix_s()) || nbf.is_some_and(|nbf| nbf > now.unix_s()) {
             return Err(TokenError::Expired);
         }
-        Ok(exp)
+        // `expire_at` sets that apart from the token's own life; 0: it does not expire.
+        Ok(match self.expire_at.as_ref().map(seconds).transpose()? {
+            Some(0) => None,
+            Some(at) => Some(at),
+            None => exp,
+        })
     }
+}
+
+impl RawOptions {
+    fn checked(self) -> Result<SubOptions, TokenError> {
+        Ok(SubOptions {
+            info: json_value(self.info, &self.b64info)?,
+            data: json_value(self.data, &self.b64data)?,
+            overrides: self.overrides.unwrap_or_default(),
+        })
+    }
+}
+
+/// A value given as JSON or, which then counts, in base64. Bytes that are no JSON are dropped: no client
+/// protocol of this node can carry them.
+fn json_value(json: Option<Box<RawValue>>, base64: &str) -> Result<Option<Box<[u8]>>, TokenError> {
+    if base64.is_empty() {
+        let given = json.filter(|json| json.get() != "null");
+        return Ok(given.map(|json| Box::from(json.get().as_bytes())));
+    }
+    let bytes = STANDARD.decode(base64).map_err(|_| TokenError::Invalid)?;
+    let text = std::str::from_utf8(&bytes).ok().filter(|text| ringmain_proto::json::is_valid(text));
+    Ok(text.map(|text| Box::from(text.as_bytes())))
 }
 
 /// A NumericDate (RFC 7519 section 2) in whole seconds.
@@ -121,10 +181,6 @@ fn seconds(number: &serde_json::Number) -> Result<u64, TokenError> {
         (None, Some(_)) => Ok(0),
         _ => Err(TokenError::Invalid),
     }
-}
-
-fn raw(info: Option<Box<RawValue>>) -> Option<Box<[u8]>> {
-    info.filter(|info| info.get() != "null").map(|info| Box::from(info.get().as_bytes()))
 }
 
 /// The keys of one kind of tokens.
@@ -206,27 +262,34 @@ impl Verifier {
         Ok(Self { connection, subscription })
     }
 
-    /// Claims of a connection token.
+    /// Claims of a connection token. One that names a `channel` is a subscription token, and no good.
     pub(crate) fn connection(&self, token: &str, now: Now) -> Result<ConnectionClaims, TokenError> {
         let claims = self.connection.verify(token)?;
-        let exp = claims.in_time(now)?;
-        let mut subs: Vec<_> = claims.subs.into_iter().collect();
-        subs.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let RawClaims { sub, info, channels, .. } = RawClaims { subs: HashMap::new(), ..claims };
-        Ok(ConnectionClaims { sub, exp, info: raw(info), channels, subs })
+        if !claims.channel.is_empty() {
+            return Err(TokenError::Invalid);
+        }
+        let expire_at = claims.in_time(now)?;
+        let subs: Result<Vec<_>, TokenError> = if claims.subs.is_empty() {
+            claims.channels.into_iter().map(|name| Ok((name, SubOptions::default()))).collect()
+        } else {
+            let checked = |options: Option<RawOptions>| -> Result<SubOptions, TokenError> {
+                options.unwrap_or_default().checked()
+            };
+            claims.subs.into_iter().map(|(name, options)| Ok((name, checked(options)?))).collect()
+        };
+        let info = json_value(claims.info, &claims.b64info)?;
+        Ok(ConnectionClaims { sub: claims.sub, expire_at, info, subs: subs? })
     }
 
-    /// Claims of a subscription token.
+    /// Claims of a subscription token, which must name a `channel`.
     pub(crate) fn subscription(&self, token: &str, now: Now) -> Result<SubscriptionClaims, TokenError> {
         let claims = self.subscription.as_ref().unwrap_or(&self.connection).verify(token)?;
-        let exp = claims.in_time(now)?;
-        // `expire_at` sets the subscription's expiry apart from the token's; 0: it does not expire.
-        let exp = match claims.expire_at.as_ref().map(seconds).transpose()? {
-            Some(0) => None,
-            Some(at) => Some(at),
-            None => exp,
-        };
-        let RawClaims { sub, client, channel, info, .. } = claims;
-        Ok(SubscriptionClaims { sub, client, channel, exp, info: raw(info) })
+        let expire_at = claims.in_time(now)?;
+        if claims.channel.is_empty() {
+            return Err(TokenError::Invalid);
+        }
+        let RawClaims { sub, client, channel, info, b64info, data, b64data, overrides, .. } = claims;
+        let options = RawOptions { info, b64info, data, b64data, overrides }.checked()?;
+        Ok(SubscriptionClaims { sub, client, channel, expire_at, options })
     }
 }

@@ -5,18 +5,21 @@
 use std::sync::Arc;
 
 use ringmain_bus::{Epoch, HistoryQuery, Position, Since};
-use ringmain_proto::close::{ErrorCode, UnsubscribeReason};
+use ringmain_proto::close::{CloseReason, ErrorCode};
 use ringmain_proto::message::{Publication, Push, TagsBuf};
 use ringmain_proto::time::Now;
 
 use super::api::*;
+use super::channel::Namespace;
+use super::config::RecoveryMode;
+use super::connect::seconds32;
 use super::engine::{Effect, Slot};
 use super::home::Publisher;
 use super::mesh::{QueryAnswer, RecoverFrom};
 use super::metrics::Metric;
-use super::session::{Stage, SubState};
+use super::session::{Follow, Stage, SubState};
 use super::shard::{Core, Drain};
-use super::subscribe::{NewSub, ttl_of};
+use super::subscribe::{NewSub, bounded_expiry, ttl_of};
 use super::text::ClientText;
 
 impl Core {
@@ -34,8 +37,7 @@ impl Core {
                 self.call_subscribe(&selector, &channel, &options, now)
             }
             Call::Unsubscribe { selector, channel } => {
-                self.call_unsubscribe(&selector, &channel, now);
-                Ok(Answer::Done)
+                self.call_unsubscribe(&selector, &channel, now).map(|()| Answer::Done)
             }
             Call::Disconnect { selector, code, reason } => {
                 for slot in self.selected(&selector) {
@@ -147,6 +149,9 @@ impl Core {
         if let Err(error) = self.history_available(channel) {
             return Some(Err(error));
         }
+        if reverse && since.as_ref().is_some_and(|(offset, _)| *offset == 0) {
+            return Some(Err(ErrorCode::BadRequest));
+        }
         let since = since.map(|(offset, epoch)| Since { offset, epoch: Epoch::from_claim(&epoch) });
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         let (late, answer) = self.read_history(channel, &HistoryQuery { since, limit, reverse }, now);
@@ -178,70 +183,69 @@ impl Core {
         now: Now,
     ) -> Result<Answer, ErrorCode> {
         let namespace = self.channels.namespace_of(channel).ok_or(ErrorCode::UnknownChannel)?;
-        let config = namespace.config.clone();
-        let positioned = namespace.is_positioned();
+        if options.expire_at.is_some_and(|at| at <= now.unix_s()) {
+            return Err(ErrorCode::Expired);
+        }
+        let new = subscription_by_server(namespace, options);
         for slot in self.selected(selector) {
             let known =
                 self.channels.find(channel).is_some_and(|index| self.sessions.sub(slot, index).is_some());
             if known {
                 continue;
             }
-            let recover = options
-                .recover_since
-                .as_ref()
-                .map(|(offset, epoch)| RecoverFrom { offset: *offset, epoch: epoch.as_str().into() });
-            let new = NewSub {
-                server_side: true,
-                positioned: options.position.unwrap_or(config.force_positioning) && positioned,
-                recoverable: options.recover.unwrap_or(config.force_recovery) && positioned,
-                join_leave: options.push_join_leave.unwrap_or(config.force_push_join_leave),
-                presence: options.presence.unwrap_or(config.presence),
-                announce: options.join_leave.unwrap_or(config.join_leave),
-                recover,
-                chan_info: options.info.as_deref().map(Box::from),
-                expire_at: options.expire_at,
-                push_data: options.data.as_deref().map(Box::from),
-                ..NewSub::default()
-            };
-            self.subscribe(slot, channel, new, now)?;
+            if self.sessions.get(slot).counted_subs() >= self.config.client.channel_limit as usize {
+                self.close(slot, CloseReason::ChannelLimit, now);
+                continue;
+            }
+            self.subscribe(slot, channel, new.clone(), now)?;
         }
         Ok(Answer::Done)
     }
 
-    fn call_unsubscribe(&mut self, selector: &UserSelector, channel: &str, now: Now) {
-        let reason = UnsubscribeReason::Server;
+    fn call_unsubscribe(
+        &mut self,
+        selector: &UserSelector,
+        channel: &str,
+        now: Now,
+    ) -> Result<(), ErrorCode> {
+        if !channel.is_empty() && self.channels.namespace_of(channel).is_none() {
+            return Err(ErrorCode::UnknownChannel);
+        }
         for slot in self.selected(selector) {
             if channel.is_empty() {
-                self.unsubscribe_all(slot, now);
                 // One push without a channel stands for all of them.
-                self.push(
-                    slot,
-                    &Push::Unsubscribe { channel: "", code: reason.code(), reason: reason.text() },
-                );
-                continue;
+                self.unsubscribe_settled(slot, now);
+                self.revoke(slot, "", None, now);
+            } else if let Some(joining) = self.joining(slot, channel) {
+                joining.then.push(Follow::Revoke);
+            } else {
+                let index = self.channels.find(channel);
+                let index = index.filter(|index| self.sessions.sub(slot, *index).is_some());
+                self.revoke(slot, channel, index, now);
             }
-            let index = self.channels.find(channel);
-            let index = index.filter(|index| self.sessions.sub(slot, *index).is_some());
-            if let Some(index) = index {
-                let joining =
-                    self.sessions.sub(slot, index).is_some_and(|sub| sub.state == SubState::Joining);
-                if joining {
-                    self.unsubscribe(slot, index, now);
-                } else {
-                    self.unsubscribe_push(slot, index, reason, now);
-                }
-            }
+        }
+        Ok(())
+    }
+
+    /// Ends all subscriptions of a connection but those that are still on their way.
+    fn unsubscribe_settled(&mut self, slot: Slot, now: Now) {
+        let subs = self.sessions.get(slot).subs.iter();
+        let settled: Vec<u32> =
+            subs.filter(|sub| sub.state != SubState::Joining).map(|sub| sub.channel).collect();
+        for index in settled {
+            self.unsubscribe(slot, index, now);
         }
     }
 
     fn call_refresh(&mut self, selector: &UserSelector, expired: bool, expire_at: Option<u64>, now: Now) {
+        let expire_at = bounded_expiry(expire_at, now);
+        let expired = expired || expire_at.is_some_and(|at| at <= now.unix_s());
         for slot in self.selected(selector) {
             if expired {
-                self.close(slot, ringmain_proto::close::CloseReason::Expired, now);
+                self.close(slot, CloseReason::Expired, now);
                 continue;
             }
-            let session = self.sessions.get_mut(slot);
-            session.expire_at = expire_at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+            self.sessions.get_mut(slot).expire_at = seconds32(expire_at);
             let (expires, ttl) = ttl_of(expire_at, now);
             self.push(slot, &Push::Refresh { expires, ttl });
             self.arm_timer(slot, now);
@@ -294,6 +298,27 @@ struct ApiPublish {
     tags: Vec<(String, String)>,
     skip_history: bool,
     idempotency_key: Option<String>,
+}
+
+/// A subscription as the server API asks for it.
+fn subscription_by_server(namespace: &Namespace, options: &SubscribeOptions) -> NewSub {
+    let config = &namespace.config;
+    let has_history = namespace.is_positioned();
+    let recover = options.recover_since.as_ref();
+    NewSub {
+        server_side: true,
+        positioned: options.position.unwrap_or(config.force_positioning) && has_history,
+        recoverable: options.recover.unwrap_or(config.force_recovery) && has_history,
+        cache: config.force_recovery_mode == RecoveryMode::Cache,
+        join_leave: options.push_join_leave.unwrap_or(config.force_push_join_leave),
+        presence: options.presence.unwrap_or(config.presence),
+        announce: options.join_leave.unwrap_or(config.join_leave),
+        recover: recover.map(|(offset, epoch)| RecoverFrom::new(*offset, epoch)),
+        chan_info: options.info.as_deref().map(Box::from),
+        expire_at: options.expire_at,
+        data: options.data.as_deref().map(Box::from),
+        ..NewSub::default()
+    }
 }
 
 fn published_answer(position: Position) -> Answer {

@@ -40,9 +40,7 @@ pub(crate) struct Variant {
     pub(crate) key: VariantKey,
     /// Caught-up subscribers: they share the log's group cursor.
     pub(crate) members: SmallVec<[Slot; 2]>,
-    /// Subscribers with a cursor of their own, or waiting for a replay.
-    pub(crate) laggards: SmallVec<[Slot; 2]>,
-    /// Exists while somebody waits for a byte of it.
+    /// Exists while somebody waits for a byte of it; those who are behind are listed there.
     pub(crate) log: Option<Box<Log>>,
 }
 
@@ -64,6 +62,19 @@ pub(crate) struct Channel {
     pub(crate) latest: Option<Box<Latest>>,
 }
 
+impl Variant {
+    /// Whether nobody receives it.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.members.is_empty() && self.log.as_ref().is_none_or(|log| log.laggards.is_empty())
+    }
+
+    /// Everyone who receives it.
+    pub(crate) fn receivers(&self) -> impl Iterator<Item = Slot> + '_ {
+        let laggards = self.log.as_ref().map(|log| &log.laggards[..]).unwrap_or_default();
+        self.members.iter().chain(laggards).copied()
+    }
+}
+
 impl Channel {
     /// The variant for `key`, made if there is room for it.
     pub(crate) fn variant_for(&mut self, key: VariantKey) -> Option<u8> {
@@ -73,7 +84,7 @@ impl Channel {
         if self.variants.len() >= usize::from(VARIANTS_MAX) {
             return None;
         }
-        self.variants.push(Variant { key, members: SmallVec::new(), laggards: SmallVec::new(), log: None });
+        self.variants.push(Variant { key, members: SmallVec::new(), log: None });
         Some(self.variants.len() as u8 - 1)
     }
 
@@ -114,7 +125,9 @@ impl Namespace {
 /// All channels of a shard.
 #[derive(Debug)]
 pub(crate) struct Channels {
-    entries: Vec<Option<Channel>>,
+    pages: Pages,
+    /// Indices from here on were never used.
+    next_index: u32,
     free: Vec<u32>,
     by_name: HashTable<u32>,
     serial: u32,
@@ -125,6 +138,38 @@ pub(crate) struct Channels {
     #[expect(clippy::vec_box, reason = "a log moves between a channel and this list as a pointer")]
     spare_logs: Vec<Box<Log>>,
     log_bytes: usize,
+}
+
+/// Channels by index, in pages: a table that grows never copies and never doubles.
+#[derive(Debug, Default)]
+struct Pages(Vec<Box<[Option<Channel>]>>);
+
+/// Channels of one page.
+const PAGE: usize = 64;
+
+impl Pages {
+    #[inline]
+    fn get(&self, index: u32) -> Option<&Channel> {
+        self.0.get(index as usize / PAGE)?[index as usize % PAGE].as_ref()
+    }
+
+    #[inline]
+    fn get_mut(&mut self, index: u32) -> Option<&mut Channel> {
+        self.0.get_mut(index as usize / PAGE)?[index as usize % PAGE].as_mut()
+    }
+
+    /// The place of an index, made if need be.
+    fn place(&mut self, index: u32) -> &mut Option<Channel> {
+        while self.0.len() <= index as usize / PAGE {
+            self.0.push((0..PAGE).map(|_| None).collect());
+        }
+        &mut self.0[index as usize / PAGE][index as usize % PAGE]
+    }
+
+    /// Where a channel that is in the table by name is hashed.
+    fn hash(&self, index: u32) -> u64 {
+        hash_name(&self.get(index).expect("a named channel exists").name)
+    }
 }
 
 /// Emptied logs kept for reuse at the most.
@@ -146,7 +191,8 @@ impl Channels {
             namespaces.push((name.as_str().into(), Namespace::new(namespace)));
         }
         Self {
-            entries: Vec::new(),
+            pages: Pages::default(),
+            next_index: 0,
             free: Vec::new(),
             by_name: HashTable::new(),
             serial: 0,
@@ -177,12 +223,8 @@ impl Channels {
 
     /// The index of a channel that is known.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
-        let entries = &self.entries;
-        self.by_name
-            .find(hash_name(name), |index| {
-                entries[*index as usize].as_ref().is_some_and(|channel| *channel.name == *name)
-            })
-            .copied()
+        let same = |index: &u32| self.pages.get(*index).is_some_and(|channel| *channel.name == *name);
+        self.by_name.find(hash_name(name), same).copied()
     }
 
     /// The index of a channel, made if need be.
@@ -194,13 +236,13 @@ impl Channels {
         if self.by_name.len() >= self.max {
             return Err(NoChannel::Full);
         }
-        let index = self.free.pop().unwrap_or(self.entries.len() as u32);
-        if index as usize == self.entries.len() {
-            self.entries.push(None);
-        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.next_index += 1;
+            self.next_index - 1
+        });
         self.serial = self.serial.wrapping_add(1);
         let latest = self.namespace(namespace).keeps_latest().then(Box::default);
-        self.entries[index as usize] = Some(Channel {
+        *self.pages.place(index) = Some(Channel {
             name: name.into(),
             serial: self.serial,
             namespace,
@@ -212,16 +254,14 @@ impl Channels {
             home_part: None,
             latest,
         });
-        let entries = &self.entries;
-        self.by_name.insert_unique(hash_name(name), index, |other| {
-            hash_name(&entries[*other as usize].as_ref().expect("a named channel exists").name)
-        });
+        let pages = &self.pages;
+        self.by_name.insert_unique(hash_name(name), index, |other| pages.hash(*other));
         Ok(index)
     }
 
     /// Forgets a channel.
     pub(crate) fn remove(&mut self, index: u32) {
-        let Some(channel) = self.entries[index as usize].take() else { return };
+        let Some(channel) = self.pages.place(index).take() else { return };
         for variant in channel.variants {
             if let Some(log) = variant.log {
                 self.spare_log(log);
@@ -237,25 +277,22 @@ impl Channels {
     /// A channel by index; the index came from this table and the channel is held by its user.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> &Channel {
-        self.entries[index as usize].as_ref().expect("a held channel exists")
+        self.pages.get(index).expect("a held channel exists")
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, index: u32) -> &mut Channel {
-        self.entries[index as usize].as_mut().expect("a held channel exists")
+        self.pages.get_mut(index).expect("a held channel exists")
     }
 
     /// A channel by index, if there is one.
     pub(crate) fn try_get(&self, index: u32) -> Option<&Channel> {
-        self.entries.get(index as usize)?.as_ref()
+        self.pages.get(index)
     }
 
     /// A channel by what another shard calls it.
     pub(crate) fn by_ref(&mut self, member: ChannelRef) -> Option<&mut Channel> {
-        self.entries
-            .get_mut(member.index as usize)?
-            .as_mut()
-            .filter(|channel| channel.serial == member.serial)
+        self.pages.get_mut(member.index).filter(|channel| channel.serial == member.serial)
     }
 
     /// Channels known.
@@ -265,14 +302,15 @@ impl Channels {
 
     /// All channels, with their indices.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Channel)> {
-        self.entries.iter().enumerate().filter_map(|(index, entry)| Some((index as u32, entry.as_ref()?)))
+        let places = self.pages.0.iter().flat_map(|page| page.iter());
+        places.enumerate().filter_map(|(index, place)| Some((index as u32, place.as_ref()?)))
     }
 
     /// The log of a variant, taken from the spare ones if it has none: a new one begins after the
     /// publication `before`. With the channel's name. What its appends grew by is to be told by [`Channels::note_log_bytes`].
     pub(crate) fn log_of(&mut self, index: u32, variant: u8, before: u64) -> (&mut Log, &str) {
         let spare = &mut self.spare_logs;
-        let channel = self.entries[index as usize].as_mut().expect("a held channel exists");
+        let channel = self.pages.get_mut(index).expect("a held channel exists");
         let log = channel.variants[usize::from(variant)].log.get_or_insert_with(|| {
             let mut log = spare.pop().unwrap_or_default();
             log.reset(before);
@@ -283,7 +321,7 @@ impl Channels {
 
     /// Takes a variant's log away if nobody needs it.
     pub(crate) fn release_log_if_done(&mut self, index: u32, variant: u8) {
-        let Some(Some(channel)) = self.entries.get_mut(index as usize) else { return };
+        let Some(channel) = self.pages.get_mut(index) else { return };
         let Some(variant) = channel.variants.get_mut(usize::from(variant)) else { return };
         if variant.log.as_ref().is_some_and(|log| log.is_done())
             && let Some(log) = variant.log.take()

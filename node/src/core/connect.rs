@@ -12,13 +12,14 @@ use ringmain_proto::close::{CloseReason, ErrorCode};
 use ringmain_proto::message::{ConnectRequest, ConnectResult, Reply, SubscribeRequest, SubscribeResult};
 use ringmain_proto::time::Now;
 
-use super::auth::{ClaimedSub, ConnectionClaims, TokenError};
+use super::auth::{ConnectionClaims, SubOptions, TokenError};
 use super::commands::{BROADCAST_CHANNEL, subscription_options};
 use super::engine::Slot;
+use super::mesh::RecoverFrom;
 use super::metrics::Metric;
 use super::session::*;
 use super::shard::Core;
-use super::subscribe::{NewSub, publications_of, ttl_of};
+use super::subscribe::{NewSub, bounded_expiry, publications_of, ttl_of};
 use super::text::ClientText;
 
 /// Bytes of commands that wait for a connect reply at the most; more closes with 3013.
@@ -29,42 +30,67 @@ const DEMO_CLIENT: &str = "ringmain-demo";
 /// A server-side subscription wanted on connect.
 #[derive(Debug, Default)]
 struct Wanted {
-    claimed: Option<ClaimedSub>,
-    info: Option<Box<[u8]>>,
+    options: SubOptions,
+    of_token: bool,
+    automatic: bool,
 }
 
 impl Core {
     pub(crate) fn connect(&mut self, slot: Slot, id: u32, request: &ConnectRequest<'_>, now: Now) {
-        let claims = match self.authenticate(request, now) {
-            Ok(claims) => claims,
-            Err(ConnectRefusal::Error(error)) => return self.refuse_connect(slot, id, error),
-            Err(ConnectRefusal::Close(reason)) => return self.close(slot, reason, now),
-        };
-        let expire_at = claims.exp.map_or(0, |exp| u32::try_from(exp).unwrap_or(u32::MAX));
+        match self.permitted(slot, request, now) {
+            Ok(wanted) => self.begin_connect(slot, id, request, wanted, now),
+            Err(ConnectRefusal::Error(error)) => self.refuse_connect(slot, id, error, now),
+            Err(ConnectRefusal::Close(reason)) => self.close(slot, reason, now),
+        }
+    }
+
+    /// Who connects, and what it is subscribed to. Nobody else knows of the session yet.
+    fn permitted(
+        &mut self,
+        slot: Slot,
+        request: &ConnectRequest<'_>,
+        now: Now,
+    ) -> Result<BTreeMap<String, Wanted>, ConnectRefusal> {
+        let claims = self.authenticate(request, now)?;
         let session = self.sessions.get_mut(slot);
         session.user = claims.sub.as_str().into();
-        session.expire_at = expire_at;
-        session.stage = Stage::Connecting;
         if claims.info.is_some() {
-            session.extra().conn_info.clone_from(&claims.info);
+            session.extra().conn_info = claims.info;
         }
-        self.sessions.add_user(slot);
-        let wanted = match self.wanted_subs(slot, claims, request) {
-            Ok(wanted) => wanted,
-            Err(error) => return self.refuse_connect(slot, id, error),
-        };
-        if wanted.len() > self.config.client.channel_limit as usize {
-            return self.close(slot, CloseReason::ChannelLimit, now);
+        let wanted = self.wanted_subs(slot, claims.subs, request)?;
+        let counted = wanted.values().filter(|wanted| !wanted.automatic).count();
+        if counted > self.config.client.channel_limit as usize {
+            return Err(ConnectRefusal::Close(CloseReason::ChannelLimit));
         }
+        let expire_at = bounded_expiry(claims.expire_at, now);
+        if expire_at.is_some_and(|at| at < now.unix_s()) {
+            return Err(ErrorCode::Expired.into());
+        }
+        self.sessions.get_mut(slot).expire_at = seconds32(expire_at);
+        Ok(wanted)
+    }
+
+    fn begin_connect(
+        &mut self,
+        slot: Slot,
+        id: u32,
+        request: &ConnectRequest<'_>,
+        wanted: BTreeMap<String, Wanted>,
+        now: Now,
+    ) {
         let connecting = Connecting {
             id,
             waiting: wanted.len() as u32 + 1,
             demo: &*request.name == DEMO_CLIENT,
             ..Connecting::default()
         };
-        self.sessions.get_mut(slot).extra().connecting = Some(Box::new(connecting));
+        let session = self.sessions.get_mut(slot);
+        session.stage = Stage::Connecting;
+        session.pending += 1;
+        session.extra().connecting = Some(Box::new(connecting));
+        let serial = session.serial;
+        self.sessions.add_user(slot);
         self.out.hold(slot);
-        let serial = self.sessions.get(slot).serial;
         for (name, wanted) in wanted {
             let asked = request.subs.iter().find(|(channel, _)| *channel == *name).map(|(_, asked)| asked);
             let result = self.subscribe_server_side(slot, &name, wanted, asked, now);
@@ -88,13 +114,7 @@ impl Core {
             if !self.config.client.allow_anonymous_connect_without_token {
                 return Err(ConnectRefusal::Close(CloseReason::BadRequest));
             }
-            return Ok(ConnectionClaims {
-                sub: String::new(),
-                exp: None,
-                info: None,
-                channels: Vec::new(),
-                subs: Vec::new(),
-            });
+            return Ok(ConnectionClaims::default());
         }
         let claims = self.verifier.connection(&request.token, now).map_err(|error| match error {
             TokenError::Expired => ConnectRefusal::Error(ErrorCode::TokenExpired),
@@ -111,38 +131,51 @@ impl Core {
     fn wanted_subs(
         &self,
         slot: Slot,
-        claims: ConnectionClaims,
+        claimed: Vec<(String, SubOptions)>,
         request: &ConnectRequest<'_>,
-    ) -> Result<BTreeMap<String, Wanted>, ErrorCode> {
+    ) -> Result<BTreeMap<String, Wanted>, ConnectRefusal> {
         let mut wanted = BTreeMap::new();
+        for (name, options) in claimed {
+            if self.channels.namespace_of(&name).is_none() {
+                return Err(ErrorCode::UnknownChannel.into());
+            }
+            if name.len() > self.config.client.channel_bytes_max as usize {
+                return Err(ErrorCode::BadRequest.into());
+            }
+            if !name.is_empty() {
+                wanted.insert(name, Wanted { options, of_token: true, ..Wanted::default() });
+            }
+        }
+        for name in self.automatic_subs(slot) {
+            wanted.entry(name).or_default().automatic = true;
+        }
+        for (name, _) in &request.subs {
+            match self.may_subscribe(slot, name) {
+                Ok(()) => {
+                    wanted.entry(name.to_string()).or_default();
+                }
+                // As Centrifugo does it: what is merely not permitted is passed over.
+                Err(ErrorCode::UnknownChannel) => return Err(ConnectRefusal::Close(CloseReason::BadRequest)),
+                Err(_) => {}
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The channels that every connection, or every user, has.
+    fn automatic_subs(&self, slot: Slot) -> impl Iterator<Item = String> {
         let user = &*self.sessions.get(slot).user;
-        for name in claims.channels {
-            wanted.insert(name, Wanted::default());
-        }
-        for (name, claimed) in claims.subs {
-            let info = claimed.info.as_ref().map(|info| info.get().as_bytes().into());
-            wanted.insert(name, Wanted { claimed: Some(claimed), info });
-        }
-        if wanted.keys().any(|name| self.channels.namespace_of(name).is_none()) {
-            return Err(ErrorCode::UnknownChannel);
-        }
         let automatic = [
             (self.config.client.personal_channel && !user.is_empty()).then(|| format!("user:{user}")),
             self.config.client.broadcast_channel.then(|| BROADCAST_CHANNEL.to_owned()),
         ];
-        for name in automatic.into_iter().flatten() {
-            if self.channels.namespace_of(&name).is_some()
-                && name.len() <= self.config.client.channel_bytes_max as usize
-            {
-                wanted.entry(name).or_default();
-            }
-        }
-        for (name, _) in &request.subs {
-            if !wanted.contains_key(&**name) && self.may_subscribe(slot, name).is_ok() {
-                wanted.insert(name.to_string(), Wanted::default());
-            }
-        }
-        Ok(wanted)
+        let known = automatic.map(|name| {
+            name.filter(|name| {
+                self.channels.namespace_of(name).is_some()
+                    && name.len() <= self.config.client.channel_bytes_max as usize
+            })
+        });
+        known.into_iter().flatten()
     }
 
     fn subscribe_server_side(
@@ -154,26 +187,12 @@ impl Core {
         now: Now,
     ) -> Result<(), ErrorCode> {
         let namespace = self.channels.namespace_of(name).ok_or(ErrorCode::UnknownChannel)?;
-        let default = SubscribeRequest::default();
-        let asked = asked.unwrap_or(&default);
-        let granted = NewSub { server_side: true, chan_info: wanted.info, ..NewSub::default() };
-        let mut new = subscription_options(namespace, asked, granted);
-        if let Some(overrides) = wanted.claimed.and_then(|claimed| claimed.overrides) {
-            let positioned = namespace.is_positioned();
-            for (value, option) in [
-                (overrides.presence, &mut new.presence),
-                (overrides.join_leave, &mut new.announce),
-                (overrides.force_push_join_leave, &mut new.join_leave),
-            ] {
-                *option = value.map_or(*option, |value| value.value);
-            }
-            for (value, option) in [
-                (overrides.force_recovery, &mut new.recoverable),
-                (overrides.force_positioning, &mut new.positioned),
-            ] {
-                *option = value.map_or(*option, |value| value.value && positioned);
-            }
-        }
+        let Wanted { options, of_token, automatic } = wanted;
+        // Of what the client says of such a channel only the position counts.
+        let recover = asked.filter(|asked| asked.recover);
+        let recover = recover.map(|asked| RecoverFrom::new(asked.offset, &asked.epoch));
+        let new = NewSub { server_side: true, of_token, automatic, recover, ..NewSub::default() };
+        let new = subscription_options(namespace, options, new);
         self.subscribe(slot, name, new, now)
     }
 
@@ -189,17 +208,20 @@ impl Core {
     pub(crate) fn connect_sub_failed(&mut self, slot: Slot, error: ErrorCode, now: Now) {
         let Some(connecting) = self.sessions.get_mut(slot).extra().connecting.take() else { return };
         self.unsubscribe_all(slot, now);
-        self.refuse_connect(slot, connecting.id, error);
+        self.refuse_connect(slot, connecting.id, error, now);
     }
 
-    fn refuse_connect(&mut self, slot: Slot, id: u32, error: ErrorCode) {
-        if self.sessions.get(slot).stage == Stage::Connecting {
+    fn refuse_connect(&mut self, slot: Slot, id: u32, error: ErrorCode, now: Now) {
+        let was_connecting = self.sessions.get(slot).stage == Stage::Connecting;
+        if was_connecting {
             self.sessions.remove_user(slot);
         }
-        let session = self.sessions.get_mut(slot);
-        session.stage = Stage::Refused;
+        self.sessions.get_mut(slot).stage = Stage::Refused;
         self.out.release(slot);
         self.reply_error(slot, id, error);
+        if was_connecting {
+            self.command_answered(slot, now);
+        }
     }
 
     /// One thing less to wait for; the last one sends the reply.
@@ -213,13 +235,34 @@ impl Core {
 
     fn finish_connect(&mut self, slot: Slot, now: Now) {
         let ping_interval = self.config.client.ping_interval_ms;
-        let phase = self.random.next() % ping_interval;
+        // Never at once: who connects is left alone for half an interval.
+        let phase = ping_interval / 2 + self.random.next() % (ping_interval / 2);
         let session = self.sessions.get_mut(slot);
         let Some(connecting) = session.extra().connecting.take() else { return };
         session.stage = Stage::Connected;
-        session.extra().deadline_ms = None;
-        session.ping_tick = ((now.mono_ms + phase).div_ceil(PING_TICK_MS) + 1) as u32;
+        if !session.input_ended {
+            session.deadline_tick = 0;
+        }
+        session.ping_tick = ((now.mono_ms + phase).div_ceil(TICK_MS) + 1) as u32;
         session.trim_extra();
+        let serial = session.serial;
+        self.reply_connect(slot, &connecting, now);
+        self.metrics.add(Metric::Sessions, 1);
+        self.out.release(slot);
+        self.arm_timer(slot, now);
+        for message in connecting.backlog {
+            self.message(slot, &message, now);
+            if self.sessions.by_serial(slot, serial).is_none_or(|session| session.is_ending()) {
+                break;
+            }
+        }
+        if self.sessions.by_serial(slot, serial).is_some() {
+            self.command_answered(slot, now);
+        }
+    }
+
+    fn reply_connect(&mut self, slot: Slot, connecting: &Connecting, now: Now) {
+        let session = self.sessions.get(slot);
         let (client, frame_pings) = (ClientText::new(session.client), session.frame_pings);
         let expire_at = (session.expire_at != 0).then(|| u64::from(session.expire_at));
         let (expires, ttl) = ttl_of(expire_at, now);
@@ -234,21 +277,10 @@ impl Core {
             .subs
             .iter()
             .zip(epochs.iter().zip(&publications))
-            .map(|(sub, (epoch, publications))| {
-                let result = SubscribeResult {
-                    recoverable: sub.recoverable,
-                    positioned: sub.positioned,
-                    epoch: if sub.positioned { epoch.as_str().into() } else { "".into() },
-                    offset: if sub.positioned { sub.offset } else { 0 },
-                    publications,
-                    recovered: sub.recovered,
-                    was_recovering: sub.was_recovering,
-                    ..SubscribeResult::default()
-                };
-                (&*sub.channel, result)
-            })
+            .map(|(sub, (epoch, publications))| (&*sub.channel, sub.result(epoch.as_str(), publications)))
             .collect();
         let version = Arc::clone(&self.version);
+        let ping_s = self.config.client.ping_interval_ms.div_ceil(1000);
         let result = ConnectResult {
             client: client.as_str(),
             version: &version,
@@ -256,20 +288,10 @@ impl Core {
             ttl,
             data: data.as_bytes(),
             subs: &subs,
-            ping: if frame_pings {
-                0
-            } else {
-                u32::try_from(ping_interval.div_ceil(1000)).unwrap_or(u32::MAX)
-            },
+            ping: if frame_pings { 0 } else { u32::try_from(ping_s).unwrap_or(u32::MAX) },
             pong: !frame_pings,
         };
         self.reply(slot, connecting.id, &Reply::Connect(result));
-        self.metrics.add(Metric::Sessions, 1);
-        self.out.release(slot);
-        self.arm_timer(slot, now);
-        for message in connecting.backlog {
-            self.message(slot, &message, now);
-        }
     }
 
     /// Keeps a message that came before the connect reply could be made.
@@ -289,4 +311,15 @@ enum ConnectRefusal {
     Error(ErrorCode),
     /// The connection closes.
     Close(CloseReason),
+}
+
+impl From<ErrorCode> for ConnectRefusal {
+    fn from(error: ErrorCode) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// A moment as sessions keep it; 0: never.
+pub(crate) fn seconds32(at: Option<u64>) -> u32 {
+    at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX))
 }

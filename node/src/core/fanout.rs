@@ -18,8 +18,8 @@ use super::engine::{Effect, Send, Slot, Source, TurnBudget};
 use super::log::{Log, Pass};
 use super::metrics::Metric;
 use super::output::{
-    ARENA, BLOCKED, DEAD, HOLD, MERGE_BYTES_MAX, Merge, QUEUED, SEND_BYTES_MAX, SENT, WAITING, log_id,
-    split_log_id,
+    ARENA, BLOCKED, DEAD, HOLD, Lag, MERGE_BYTES_MAX, Merge, Output, QUEUED, SEND_BYTES_MAX, SENT, WAITING,
+    log_id, split_log_id,
 };
 use super::session::{Sessions, SubState};
 use super::shard::Core;
@@ -126,14 +126,7 @@ impl Core {
                 if let Some(moved) = variant.members.get(position) {
                     sessions.sub_mut(*moved, index).index = position as u32;
                 }
-                log.lagging += 1;
-                let sub = sessions.sub_mut(slot, index);
-                sub.state = SubState::Lagging;
-                sub.pos = from;
-                sub.offset = offset;
-                sub.index = variant.laggards.len() as u32;
-                variant.laggards.push(slot);
-                out.push_lag(slot, index);
+                lag(log, sessions, out, slot, Lag { channel: index, pos: from, offset });
             }
         }
         metrics.add(Metric::Deliveries, u64::from(begun - pass.unserved));
@@ -193,9 +186,8 @@ impl Core {
                 self.out.push_own_send(slot);
                 return self.out.send_of(slot).len as usize;
             }
-            let Some(index) = self.out.waiting(slot).and_then(|waiting| waiting.lags.front().copied()) else {
-                return 0;
-            };
+            let front = self.out.waiting(slot).and_then(|waiting| waiting.lags.front().copied());
+            let Some(Lag { channel: index, pos, .. }) = front else { return 0 };
             let sub = *self.sessions.sub_mut(slot, index);
             if sub.state == SubState::Replaying {
                 // The home answers; the rest of the connection's channels go on.
@@ -204,14 +196,14 @@ impl Core {
             let channel = self.channels.get_mut(index);
             let log =
                 channel.variants[usize::from(sub.variant)].log.as_ref().expect("a laggard keeps its log");
-            if sub.pos < log.base() {
+            if pos < log.base() {
                 self.fallen_behind(slot, index, now);
                 if self.out.hot(slot) & DEAD != 0 {
                     return 0;
                 }
                 continue;
             }
-            if sub.pos == log.head() {
+            if pos == log.head() {
                 self.rejoin(slot, index);
                 if self.sessions.sub_mut(slot, index).state == SubState::Lagging {
                     // The group is on its way to the same place: look again next turn.
@@ -221,9 +213,9 @@ impl Core {
                 }
                 continue;
             }
-            let to = log.bounded_end(sub.pos, SEND_BYTES_MAX as u64);
-            let len = (to - sub.pos) as u32;
-            self.out.push_send(slot, len, Source::Log(log_id(index, sub.variant), sub.pos));
+            let to = log.bounded_end(pos, SEND_BYTES_MAX as u64);
+            let len = (to - pos) as u32;
+            self.out.push_send(slot, len, Source::Log(log_id(index, sub.variant), pos));
             self.lag_sends.push(LagSend { slot, channel: index, to });
             self.metrics.add(Metric::Deliveries, 1);
             return len as usize;
@@ -233,9 +225,9 @@ impl Core {
     /// The first channel waits for a replay: tries the next one, if any is not waiting.
     fn serve_other_lag(&mut self, slot: Slot, replaying: u32) -> usize {
         let other = self.out.waiting(slot).and_then(|waiting| {
-            waiting.lags.iter().copied().find(|lag| {
-                *lag != replaying
-                    && self.sessions.sub(slot, *lag).is_some_and(|sub| sub.state == SubState::Lagging)
+            waiting.lags.iter().map(|lag| lag.channel).find(|other| {
+                let sub = self.sessions.sub(slot, *other);
+                *other != replaying && sub.is_some_and(|sub| sub.state == SubState::Lagging)
             })
         });
         if other.is_some() {
@@ -259,6 +251,7 @@ impl Core {
     fn skip_to_latest(&mut self, slot: Slot, index: u32) {
         use ringmain_proto::message::{Publication, Push};
         let sub = *self.sessions.sub_mut(slot, index);
+        let seen = self.out.lag_mut(slot, index).offset;
         let channel = self.channels.get(index);
         let variant = &channel.variants[usize::from(sub.variant)];
         let codec = variant.key.codec;
@@ -267,7 +260,7 @@ impl Core {
         let mut frames = Vec::new();
         for record in records {
             let Some((publication, _)) = Publication::read_record(record) else { continue };
-            if publication.offset == 0 || publication.offset > sub.offset {
+            if publication.offset == 0 || publication.offset > seen {
                 let start = ringmain_proto::ws::begin_frame(&mut frames);
                 codec.encode_push(&Push::Publication { channel: &name, publication }, &mut frames);
                 ringmain_proto::ws::finish_frame(&mut frames, start, codec.opcode());
@@ -277,9 +270,7 @@ impl Core {
         let log = variant.log.as_ref().expect("a laggard keeps its log");
         let (head, top) = (log.head(), channel.top);
         self.out.append_own(slot, |out| out.extend_from_slice(&frames));
-        let sub = self.sessions.sub_mut(slot, index);
-        sub.pos = head;
-        sub.offset = top;
+        *self.out.lag_mut(slot, index) = Lag { channel: index, pos: head, offset: top };
     }
 
     /// Makes a laggard that has everything a member again, where that is possible now.
@@ -288,11 +279,10 @@ impl Core {
         let Core { channels, sessions, out, .. } = self;
         let variant = &mut channels.get_mut(index).variants[usize::from(sub.variant)];
         let log = variant.log.as_mut().expect("a laggard keeps its log");
-        if !group_is_at(log, sub.pos) {
+        if !group_is_at(log, out.lag_mut(slot, index).pos) {
             return;
         }
-        remove_laggard(&mut variant.laggards, sessions, index, sub.index);
-        log.lagging -= 1;
+        remove_laggard(log, sessions, index, sub.index);
         let position = variant.members.len() as u32;
         variant.members.push(slot);
         let sub = sessions.sub_mut(slot, index);
@@ -307,20 +297,15 @@ impl Core {
         let variant_index = self.sessions.sub_mut(slot, index).variant;
         let Core { channels, sessions, out, .. } = self;
         let channel = channels.get_mut(index);
-        let top = channel.top;
+        let offset = channel.top;
         let variant = &mut channel.variants[usize::from(variant_index)];
-        let sub = sessions.sub_mut(slot, index);
-        sub.offset = top;
         match &mut variant.log {
             Some(log) if !group_is_at(log, log.head()) => {
-                log.lagging += 1;
-                sub.state = SubState::Lagging;
-                sub.pos = log.head();
-                sub.index = variant.laggards.len() as u32;
-                variant.laggards.push(slot);
-                out.push_lag(slot, index);
+                let pos = log.head();
+                lag(log, sessions, out, slot, Lag { channel: index, pos, offset });
             }
             _ => {
+                let sub = sessions.sub_mut(slot, index);
                 sub.state = SubState::Member;
                 sub.index = variant.members.len() as u32;
                 variant.members.push(slot);
@@ -340,8 +325,8 @@ impl Core {
         if sub.state == SubState::Member {
             remove_member(&mut variant.members, variant.log.as_deref_mut(), sessions, index, sub.index);
         } else {
-            remove_laggard(&mut variant.laggards, sessions, index, sub.index);
-            variant.log.as_mut().expect("a laggard keeps its log").lagging -= 1;
+            let log = variant.log.as_mut().expect("a laggard keeps its log");
+            remove_laggard(log, sessions, index, sub.index);
             out.remove_lag(slot, index);
         }
         if variant.members.is_empty()
@@ -406,20 +391,13 @@ impl Core {
         if boundary > at {
             out.append_own(slot, |own| own.extend_from_slice(log.slice(at, boundary)));
         }
-        let offset = log.offset_at(boundary);
+        let cursor = Lag { channel: index, pos: boundary, offset: log.offset_at(boundary) };
         if sub.state == SubState::Member {
-            log.lagging += 1;
             remove_member(&mut variant.members, Some(log), sessions, index, sub.index);
-            let position = variant.laggards.len() as u32;
-            variant.laggards.push(slot);
-            let sub = sessions.sub_mut(slot, index);
-            sub.state = SubState::Lagging;
-            sub.index = position;
-            out.push_lag(slot, index);
+            lag(log, sessions, out, slot, cursor);
+        } else {
+            *out.lag_mut(slot, index) = cursor;
         }
-        let sub = sessions.sub_mut(slot, index);
-        sub.pos = boundary;
-        sub.offset = offset;
     }
 
     /// Ends the turn: see [`super::engine::Engine::settle`].
@@ -450,13 +428,11 @@ impl Core {
         if self.out.hot(slot) & DEAD != 0 {
             return;
         }
-        let sub = self.sessions.sub_mut(slot, index);
-        let variant = sub.variant;
-        sub.pos = to;
+        let variant = self.sessions.sub_mut(slot, index).variant;
         let log = self.channels.get(index).variants[usize::from(variant)].log.as_ref();
         let log = log.expect("a laggard keeps its log");
         let at_head = to == log.head();
-        self.sessions.sub_mut(slot, index).offset = log.offset_at(to);
+        *self.out.lag_mut(slot, index) = Lag { channel: index, pos: to, offset: log.offset_at(to) };
         if at_head {
             self.rejoin(slot, index);
         } else {
@@ -495,7 +471,7 @@ impl Core {
 fn spread_group(
     variant: &mut super::channel::Variant,
     sessions: &mut Sessions,
-    out: &mut super::output::Output,
+    out: &mut Output,
     index: u32,
 ) {
     let log = variant.log.as_mut().expect("a log that is too long exists");
@@ -509,14 +485,7 @@ fn spread_group(
             Some(served) if position >= unserved => served,
             _ => (group, offset),
         };
-        let sub = sessions.sub_mut(slot, index);
-        sub.state = SubState::Lagging;
-        sub.pos = pos;
-        sub.offset = offset;
-        sub.index = variant.laggards.len() as u32;
-        variant.laggards.push(slot);
-        log.lagging += 1;
-        out.push_lag(slot, index);
+        lag(log, sessions, out, slot, Lag { channel: index, pos, offset });
     }
     log.skip_group_to(head);
 }
@@ -570,15 +539,19 @@ fn remove_member(
     }
 }
 
-fn remove_laggard(
-    laggards: &mut smallvec::SmallVec<[Slot; 2]>,
-    sessions: &mut Sessions,
-    channel: u32,
-    index: u32,
-) {
+/// Makes a subscriber a laggard, with this cursor.
+fn lag(log: &mut Log, sessions: &mut Sessions, out: &mut Output, slot: Slot, cursor: Lag) {
+    let sub = sessions.sub_mut(slot, cursor.channel);
+    sub.state = SubState::Lagging;
+    sub.index = log.laggards.len() as u32;
+    log.laggards.push(slot);
+    out.push_lag(slot, cursor);
+}
+
+fn remove_laggard(log: &mut Log, sessions: &mut Sessions, channel: u32, index: u32) {
     let hole = index as usize;
-    laggards.swap_remove(hole);
-    if let Some(moved) = laggards.get(hole) {
+    log.laggards.swap_remove(hole);
+    if let Some(moved) = log.laggards.get(hole) {
         sessions.sub_mut(*moved, channel).index = hole as u32;
     }
 }

@@ -21,10 +21,9 @@ use ringmain_proto::close::ErrorCode;
 use ringmain_proto::codec::Codec;
 use ringmain_proto::message::{ClientInfo, Publication, Push};
 use ringmain_proto::time::Now;
-use smallvec::SmallVec;
 
 use super::api::Member;
-use super::channel::{NoChannel, Variant};
+use super::channel::NoChannel;
 use super::config::CoreConfig;
 use super::engine::ShardIndex;
 use super::latest::KEY_TAG;
@@ -45,7 +44,7 @@ pub(crate) struct HomePart {
     /// Subscriptions of this shard.
     local: u32,
     /// Other shards with subscriptions.
-    peers: SmallVec<[Peer; 1]>,
+    peers: Vec<Peer>,
     /// What a peer has not been sent yet, as records.
     relay: Option<Box<Log>>,
     #[expect(clippy::box_collection, reason = "most channels have no presence: one null pointer")]
@@ -307,11 +306,11 @@ impl Core {
     ) {
         let channel = self.channels.get(index);
         let (top, namespace) = (channel.top, channel.namespace);
-        let Variant { key, members, laggards, .. } = &channel.variants[usize::from(variant)];
-        if (members.is_empty() && laggards.is_empty()) || (before.is_none() && !key.join_leave) {
+        let receivers = &channel.variants[usize::from(variant)];
+        if receivers.is_unheard() || (before.is_none() && !receivers.key.join_leave) {
             return;
         }
-        let codec = key.codec;
+        let codec = receivers.key.codec;
         let (log, name) = self.channels.log_of(index, variant, before.unwrap_or(top));
         let grown = log.append(top, |out| {
             let start = ringmain_proto::ws::begin_frame(out);

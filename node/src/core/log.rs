@@ -10,6 +10,8 @@
 //! * while a pass is open, the members below `unserved` are at `group`, the others at `pass.to`;
 //! * bytes below the cut mark are gone; a cursor below `base` has *fallen* and is served from history.
 
+use super::engine::Slot;
+
 /// The end of one frame in the log, and the offset of the newest publication up to there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mark {
@@ -36,8 +38,8 @@ pub(crate) struct Log {
     /// Where every caught-up member stands (see `pass`).
     pub(crate) group: u64,
     pub(crate) pass: Option<Pass>,
-    /// Subscribers with a cursor of their own in this log.
-    pub(crate) lagging: u32,
+    /// Subscribers with a cursor of their own in this log, or waiting for a replay.
+    pub(crate) laggards: Vec<Slot>,
     /// Whether the channel waits in the queue of channels to serve.
     pub(crate) queued: bool,
 }
@@ -150,7 +152,7 @@ impl Log {
 
     /// Whether nobody needs a byte of it.
     pub(crate) fn is_done(&self) -> bool {
-        self.pass.is_none() && self.lagging == 0 && self.group == self.head()
+        self.pass.is_none() && self.laggards.is_empty() && self.group == self.head()
     }
 
     /// Prepares an unused log: the next frame follows the publication `offset`.
@@ -161,13 +163,13 @@ impl Log {
         self.base_offset = offset;
         self.group = 0;
         self.pass = None;
-        self.lagging = 0;
+        self.laggards.clear();
         self.queued = false;
     }
 
     /// Whether its buffers are small enough to be kept for another channel.
     pub(crate) fn worth_keeping(&self) -> bool {
-        self.bytes.capacity() <= Self::KEEP_BYTES_MAX
+        self.bytes.capacity() <= Self::KEEP_BYTES_MAX && self.laggards.capacity() <= 1024
     }
 }
 
@@ -228,7 +230,7 @@ mod tests {
         assert!(!log.is_done());
         log.group = 1;
         assert!(log.is_done());
-        log.lagging = 1;
+        log.laggards.push(0);
         assert!(!log.is_done());
     }
 }

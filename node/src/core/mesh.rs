@@ -78,6 +78,13 @@ pub struct RecoverFrom {
     pub epoch: Box<str>,
 }
 
+impl RecoverFrom {
+    /// As a client names it.
+    pub fn new(offset: u64, epoch: &str) -> Self {
+        Self { offset, epoch: epoch.into() }
+    }
+}
+
 /// A subscription asked of the home.
 #[derive(Debug)]
 pub struct SubscribeAtHome {
@@ -170,6 +177,13 @@ pub enum Query {
         /// Newest first.
         reverse: bool,
     },
+}
+
+impl Query {
+    /// Whether it asks for what comes before offset 0, which makes no sense.
+    pub(crate) fn is_before_the_first(&self) -> bool {
+        matches!(self, Self::History { since: Some(since), reverse: true, .. } if since.offset == 0)
+    }
 }
 
 /// What the home found for a subscriber.

@@ -57,14 +57,24 @@ pub(crate) fn split_log_id(id: u32) -> (u32, u8) {
 /// Variants of a channel at the most.
 pub(crate) const VARIANTS_MAX: u8 = 8;
 
+/// A subscriber's own cursor in a channel's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lag {
+    pub(crate) channel: u32,
+    /// Position in the log, at a frame's end.
+    pub(crate) pos: u64,
+    /// Offset of the last publication before it.
+    pub(crate) offset: u64,
+}
+
 /// What waits for one connection beyond this turn. Exists only while something waits.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     /// Bytes to send first: whole frames, after the rest of a frame that was begun.
     bytes: Vec<u8>,
     read: usize,
-    /// Channels whose log is behind, in the order in which they fell behind.
-    pub(crate) lags: VecDeque<u32>,
+    /// Cursors of its own, in the order in which they fell behind.
+    pub(crate) lags: VecDeque<Lag>,
     /// Since when the socket takes nothing, in monotonic milliseconds.
     pub(crate) blocked_since_ms: u64,
 }
@@ -237,11 +247,17 @@ impl Output {
         self.slots[slot as usize].waiting.as_deref()
     }
 
-    /// Puts a channel at the end of those that the slot is behind in.
-    pub(crate) fn push_lag(&mut self, slot: Slot, channel: u32) {
-        self.slots[slot as usize].waiting.get_or_insert_default().lags.push_back(channel);
+    /// Gives the slot a cursor of its own, behind those it has.
+    pub(crate) fn push_lag(&mut self, slot: Slot, lag: Lag) {
+        self.slots[slot as usize].waiting.get_or_insert_default().lags.push_back(lag);
         self.mark(slot, WAITING);
         self.make_ready(slot);
+    }
+
+    /// The slot's cursor in a channel; whoever is a laggard has one.
+    pub(crate) fn lag_mut(&mut self, slot: Slot, channel: u32) -> &mut Lag {
+        let waiting = self.slots[slot as usize].waiting.as_mut().expect("a laggard has a cursor");
+        waiting.lags.iter_mut().find(|lag| lag.channel == channel).expect("a laggard has a cursor")
     }
 
     /// Moves the first of them to the end.
@@ -253,10 +269,10 @@ impl Output {
         }
     }
 
-    /// Removes a channel from those that the slot is behind in.
+    /// Removes the slot's cursor in a channel.
     pub(crate) fn remove_lag(&mut self, slot: Slot, channel: u32) {
         if let Some(waiting) = &mut self.slots[slot as usize].waiting {
-            waiting.lags.retain(|lag| *lag != channel);
+            waiting.lags.retain(|lag| lag.channel != channel);
             self.drop_waiting_if_empty(slot);
         }
     }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use ringmain_proto::close::CloseReason;
 use ringmain_proto::codec::Codec;
 use ringmain_proto::ws::Reader;
 use smallvec::SmallVec;
@@ -17,6 +18,7 @@ use smallvec::SmallVec;
 use super::api::hash_name;
 use super::engine::Slot;
 use super::mesh::IdentityInfo;
+use super::subscribe::NewSub;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,17 +67,17 @@ pub(crate) const SUB_POSITIONED: u8 = 4;
 pub(crate) const SUB_PRESENCE: u8 = 8;
 /// Join announced, leave to be announced.
 pub(crate) const SUB_ANNOUNCED: u8 = 16;
+/// Named by the connection token: a refreshed token must name it too.
+pub(crate) const SUB_OF_TOKEN: u8 = 32;
+/// Every connection, or every user, has it: it does not count against the channel limit.
+pub(crate) const SUB_AUTOMATIC: u8 = 64;
 
 /// One subscription.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sub {
     pub(crate) channel: u32,
-    /// Index in the variant's members or laggards.
+    /// Index in the variant's members, or in its log's laggards; their cursors are in the output.
     pub(crate) index: u32,
-    /// Laggards: position in the log.
-    pub(crate) pos: u64,
-    /// Laggards: offset of the last publication before `pos`.
-    pub(crate) offset: u64,
     pub(crate) state: SubState,
     pub(crate) variant: u8,
     pub(crate) flags: u8,
@@ -102,10 +104,21 @@ pub(crate) struct Joining {
     pub(crate) since_offset: u64,
     /// Answer 112 where the position cannot be recovered.
     pub(crate) strict: bool,
-    /// JSON for the subscribe push of a subscription made by the server.
-    pub(crate) push_data: Option<Box<[u8]>>,
-    /// Unsubscribe commands that came meanwhile.
-    pub(crate) unsubscribe_ids: SmallVec<[u32; 1]>,
+    /// JSON told with the subscription.
+    pub(crate) data: Option<Box<[u8]>>,
+    /// Commands about this channel that came meanwhile, in order.
+    pub(crate) then: Vec<Follow>,
+}
+
+/// A command that waits for the subscription before it.
+#[derive(Clone, Debug)]
+pub(crate) enum Follow {
+    /// Unsubscribe, under this id.
+    Unsubscribe(u32),
+    /// The server ends the subscription.
+    Revoke,
+    /// Subscribe again: permitted when it came.
+    Subscribe(Box<NewSub>),
 }
 
 /// What a connection rarely has.
@@ -119,12 +132,12 @@ pub(crate) struct Extra {
     pub(crate) subs: Vec<SubExtra>,
     /// A connect command that waits for its subscriptions.
     pub(crate) connecting: Option<Box<Connecting>>,
-    /// The latest moment for what the stage waits for, in monotonic milliseconds.
-    pub(crate) deadline_ms: Option<u64>,
     /// Since when a frame or message is unfinished, in monotonic milliseconds.
     pub(crate) partial_since_ms: Option<u64>,
     /// Bytes of partial input accounted for.
     pub(crate) partial_bytes: usize,
+    /// Input has ended because of this; the connection closes when what came before is answered.
+    pub(crate) ending: Option<CloseReason>,
 }
 
 impl Extra {
@@ -133,9 +146,9 @@ impl Extra {
             && self.conn_info.is_none()
             && self.subs.is_empty()
             && self.connecting.is_none()
-            && self.deadline_ms.is_none()
             && self.partial_since_ms.is_none()
             && self.partial_bytes == 0
+            && self.ending.is_none()
     }
 }
 
@@ -164,6 +177,7 @@ pub(crate) struct ConnectedSub {
     pub(crate) records: Vec<u8>,
     pub(crate) recovered: bool,
     pub(crate) was_recovering: bool,
+    pub(crate) data: Option<Box<[u8]>>,
 }
 
 /// One connection.
@@ -171,14 +185,16 @@ pub(crate) struct ConnectedSub {
 pub(crate) struct Session {
     pub(crate) client: u128,
     pub(crate) user: Box<str>,
-    pub(crate) subs: SmallVec<[Sub; 1]>,
+    pub(crate) subs: SmallVec<[Sub; 3]>,
     pub(crate) reader: Reader,
     pub(crate) extra: Option<Box<Extra>>,
     pub(crate) serial: u32,
-    /// Commands that wait for an answer of a home or the bus.
+    /// Commands that wait for an answer of a home or the bus: connect and subscribe among them.
     pub(crate) pending: u32,
-    /// When the next ping is due, in units of 16 ms of monotonic time.
+    /// When the next ping is due, in ticks of monotonic time.
     pub(crate) ping_tick: u32,
+    /// The latest moment for what the stage waits for, in the same ticks; 0: none.
+    pub(crate) deadline_tick: u32,
     /// When the connection's token expires, in seconds since the epoch (0: never).
     pub(crate) expire_at: u32,
     pub(crate) stage: Stage,
@@ -187,14 +203,14 @@ pub(crate) struct Session {
     pub(crate) awaits_pong: bool,
     /// WebSocket pings instead of the protocol's.
     pub(crate) frame_pings: bool,
-    /// The peer has sent FIN.
+    /// The peer has sent FIN, or broke the protocol: what it sends is ignored.
     pub(crate) input_ended: bool,
     /// Everything queued is to be flushed, then the socket finished.
     pub(crate) finish_when_flushed: bool,
 }
 
-/// Units of [`Session::ping_tick`] in milliseconds.
-pub(crate) const PING_TICK_MS: u64 = 16;
+/// The wheel's tick, in milliseconds: 32 bits of it are two years.
+pub(crate) use super::timer::TICK_MS;
 
 impl Session {
     /// What a connection rarely has, made if need be.
@@ -209,8 +225,19 @@ impl Session {
         }
     }
 
+    /// The latest moment for what the stage waits for, in monotonic milliseconds.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
-        self.extra.as_ref()?.deadline_ms
+        (self.deadline_tick != 0).then(|| u64::from(self.deadline_tick) * TICK_MS)
+    }
+
+    /// Sets it.
+    pub(crate) fn set_deadline(&mut self, at_ms: u64) {
+        self.deadline_tick = at_ms.div_ceil(TICK_MS).max(1) as u32;
+    }
+
+    /// Whether only answers are still owed before it closes for a breach of the protocol.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.ending.is_some())
     }
 
     pub(crate) fn sub_extra(&self, channel: u32) -> Option<&SubExtra> {
@@ -259,6 +286,11 @@ impl Session {
         }
     }
 
+    /// Subscriptions that count against the channel limit.
+    pub(crate) fn counted_subs(&self) -> usize {
+        self.subs.iter().filter(|sub| sub.flags & SUB_AUTOMATIC == 0).count()
+    }
+
     /// Whether WebSocket frames may be sent.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Opened | Stage::Refused | Stage::Connecting | Stage::Connected)
@@ -267,6 +299,9 @@ impl Session {
 
 /// Sessions per page: the table grows by pages, so that it never copies and never doubles.
 const PAGE: usize = 256;
+
+// A connection that waits costs its session, and little besides.
+const _: () = assert!(size_of::<Session>() <= 144);
 
 /// All sessions of a shard, by slot, and the index of users.
 #[derive(Debug, Default)]

@@ -216,7 +216,7 @@ impl Core {
         }
         session.finish_when_flushed = true;
         session.stage = Stage::Closing;
-        session.extra().deadline_ms = Some(deadline);
+        session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
         self.flushing.push(slot);
     }

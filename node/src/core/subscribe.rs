@@ -19,15 +19,20 @@ use super::channel::VariantKey;
 use super::engine::Slot;
 use super::mesh::*;
 use super::metrics::Metric;
+use super::output::Lag;
 use super::session::*;
 use super::shard::Core;
 
 /// What a permitted subscription is made of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct NewSub {
     /// The subscribe command; 0: part of connect, or made by the server.
     pub(crate) id: u32,
     pub(crate) server_side: bool,
+    /// Named by the connection token.
+    pub(crate) of_token: bool,
+    /// Not counted against the channel limit.
+    pub(crate) automatic: bool,
     pub(crate) positioned: bool,
     pub(crate) recoverable: bool,
     /// Joins and leaves are sent to it.
@@ -36,10 +41,29 @@ pub(crate) struct NewSub {
     pub(crate) announce: bool,
     pub(crate) recover: Option<RecoverFrom>,
     pub(crate) cache: bool,
+    /// Answer 112 where the position cannot be recovered.
     pub(crate) strict: bool,
     pub(crate) chan_info: Option<Box<[u8]>>,
+    /// In seconds since the epoch.
     pub(crate) expire_at: Option<u64>,
-    pub(crate) push_data: Option<Box<[u8]>>,
+    /// JSON told with the subscription.
+    pub(crate) data: Option<Box<[u8]>>,
+}
+
+impl NewSub {
+    fn flags(&self) -> u8 {
+        [
+            (self.server_side, SUB_SERVER_SIDE),
+            (self.recoverable, SUB_RECOVERABLE),
+            (self.positioned || self.recoverable, SUB_POSITIONED),
+            (self.presence, SUB_PRESENCE),
+            (self.announce, SUB_ANNOUNCED),
+            (self.of_token, SUB_OF_TOKEN),
+            (self.automatic, SUB_AUTOMATIC),
+        ]
+        .into_iter()
+        .fold(0, |flags, (set, flag)| if set { flags | flag } else { flags })
+    }
 }
 
 impl Core {
@@ -61,32 +85,16 @@ impl Core {
         };
         channel.subs += 1;
         let (home, channel_name, serial) = (channel.home, Arc::clone(&channel.name), channel.serial);
-        let mut flags = 0;
-        for (set, flag) in [
-            (new.server_side, SUB_SERVER_SIDE),
-            (new.recoverable, SUB_RECOVERABLE),
-            (new.positioned || new.recoverable, SUB_POSITIONED),
-            (new.presence, SUB_PRESENCE),
-            (new.announce, SUB_ANNOUNCED),
-        ] {
-            flags |= if set { flag } else { 0 };
-        }
-        session.subs.push(Sub {
-            channel: index,
-            index: 0,
-            pos: 0,
-            offset: 0,
-            state: SubState::Joining,
-            variant,
-            flags,
-        });
+        let flags = new.flags();
+        session.pending += u32::from(new.id != 0);
+        session.subs.push(Sub { channel: index, index: 0, state: SubState::Joining, variant, flags });
         let joining = Joining {
             id: new.id,
             recover: new.recover.is_some(),
             since_offset: new.recover.as_ref().map_or(0, |recover| recover.offset),
             strict: new.strict,
-            push_data: new.push_data,
-            unsubscribe_ids: Default::default(),
+            data: new.data,
+            then: Vec::new(),
         };
         let extra = session.sub_extra_mut(index);
         extra.expire_at = new.expire_at;
@@ -145,8 +153,9 @@ impl Core {
     /// The home answered a subscription.
     fn subscribed(&mut self, subscribed: Subscribed, now: Now) {
         let Subscribed { request, result } = subscribed;
-        let (slot, index) = (request.origin.slot, request.member.index);
-        let waits = self.sessions.by_serial(slot, request.origin.serial).is_some_and(|session| {
+        let (origin, index) = (request.origin, request.member.index);
+        let slot = origin.slot;
+        let waits = self.sessions.by_serial(slot, origin.serial).is_some_and(|session| {
             session.subs.iter().any(|sub| sub.channel == index && sub.state == SubState::Joining)
         });
         if !waits {
@@ -155,6 +164,7 @@ impl Core {
             }
             return self.uncount(index, now);
         }
+        let name = Arc::clone(&request.channel);
         let joining = self.sessions.get_mut(slot).take_joining(index).unwrap_or_default();
         match result {
             Err(error) => {
@@ -170,10 +180,45 @@ impl Core {
             }
             Ok(recovered) => self.confirmed(slot, index, &joining, recovered, now),
         }
-        for id in joining.unsubscribe_ids {
-            self.unsubscribe(slot, index, now);
-            self.reply(slot, id, &Reply::Unsubscribe);
+        self.follow(slot, &name, joining.then, now);
+        if origin.id != 0 {
+            self.command_answered(slot, now);
         }
+    }
+
+    /// Carries out what came while a subscription was on its way, up to the next one that is.
+    fn follow(&mut self, slot: Slot, name: &str, then: Vec<Follow>, now: Now) {
+        let mut then = then.into_iter();
+        while let Some(next) = then.next() {
+            let index = self.channels.find(name).filter(|index| self.sessions.sub(slot, *index).is_some());
+            match (next, index) {
+                (Follow::Unsubscribe(id), index) => {
+                    if let Some(index) = index {
+                        self.unsubscribe(slot, index, now);
+                    }
+                    self.reply(slot, id, &Reply::Unsubscribe);
+                    self.command_answered(slot, now);
+                }
+                (Follow::Revoke, index) => self.revoke(slot, name, index, now),
+                (Follow::Subscribe(new), _) => {
+                    let id = new.id;
+                    if let Err(error) = self.subscribe(slot, name, *new, now) {
+                        self.reply_error(slot, id, error);
+                    }
+                    self.command_answered(slot, now);
+                    if let Some(joining) = self.joining(slot, name) {
+                        return joining.then.extend(then);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The subscription to a channel that is on its way, if there is one.
+    pub(crate) fn joining(&mut self, slot: Slot, name: &str) -> Option<&mut Joining> {
+        let index = self.channels.find(name)?;
+        let extra = self.sessions.get_mut(slot).extra.as_mut()?;
+        extra.subs.iter_mut().find(|sub| sub.channel == index)?.joining.as_deref_mut()
     }
 
     /// A subscription failed after it was permitted.
@@ -192,54 +237,48 @@ impl Core {
         channel.epoch = recovered.epoch;
         channel.top = recovered.top;
         let name = Arc::clone(&channel.name);
+        let positioned = flags & SUB_POSITIONED != 0;
+        let offset = match (positioned, recovered.recovered) {
+            (false, _) => 0,
+            (true, true) => joining.since_offset,
+            (true, false) => recovered.top,
+        };
+        let sub = ConnectedSub {
+            channel: name,
+            recoverable: flags & SUB_RECOVERABLE != 0,
+            positioned,
+            epoch: recovered.epoch,
+            offset,
+            records: recovered.records,
+            recovered: recovered.recovered,
+            was_recovering: joining.recover,
+            data: joining.data.clone(),
+        };
         if joining.id == 0 && self.sessions.get(slot).stage == Stage::Connecting {
-            let sub = ConnectedSub {
-                channel: name,
-                recoverable: flags & SUB_RECOVERABLE != 0,
-                positioned: flags & SUB_POSITIONED != 0,
-                epoch: recovered.epoch,
-                offset: if recovered.recovered { joining.since_offset } else { recovered.top },
-                records: recovered.records,
-                recovered: recovered.recovered,
-                was_recovering: joining.recover,
-            };
             self.add_receiver(slot, index);
             return self.connect_sub_done(slot, sub, now);
         }
-        let epoch = Epoch::new(recovered.epoch).text();
-        let positioned = flags & SUB_POSITIONED != 0;
-        let epoch_text = if positioned { epoch.as_str() } else { "" };
+        let epoch = Epoch::new(sub.epoch).text();
+        let publications = publications_of(&sub.records);
+        let result = sub.result(epoch.as_str(), &publications);
         if joining.id == 0 {
-            let push = Push::Subscribe {
-                channel: &name,
-                recoverable: flags & SUB_RECOVERABLE != 0,
-                positioned,
-                epoch: epoch_text.into(),
-                offset: if positioned { recovered.top } else { 0 },
-                data: joining.push_data.as_deref().unwrap_or_default(),
-            };
-            self.push(slot, &push);
+            self.told_of(slot, &sub.channel, result);
         } else {
-            let (expires, ttl) =
-                ttl_of(self.sessions.get(slot).sub_extra(index).and_then(|s| s.expire_at), now);
-            let publications = publications_of(&recovered.records);
-            let offset = if recovered.recovered { joining.since_offset } else { recovered.top };
-            let result = SubscribeResult {
-                expires,
-                ttl,
-                recoverable: flags & SUB_RECOVERABLE != 0,
-                positioned,
-                epoch: epoch_text.into(),
-                offset: if positioned { offset } else { 0 },
-                publications: &publications,
-                recovered: recovered.recovered,
-                was_recovering: joining.recover,
-                ..SubscribeResult::default()
-            };
-            self.reply(slot, joining.id, &Reply::Subscribe(result));
+            let expire_at = self.sessions.get(slot).sub_extra(index).and_then(|sub| sub.expire_at);
+            let (expires, ttl) = ttl_of(expire_at, now);
+            self.reply(slot, joining.id, &Reply::Subscribe(SubscribeResult { expires, ttl, ..result }));
         }
         self.add_receiver(slot, index);
         self.arm_timer(slot, now);
+    }
+
+    /// Tells a client of a subscription that the server made, and what it recovered.
+    fn told_of(&mut self, slot: Slot, channel: &str, result: SubscribeResult<'_>) {
+        let SubscribeResult { recoverable, positioned, epoch, offset, data, .. } = result;
+        self.push(slot, &Push::Subscribe { channel, recoverable, positioned, epoch, offset, data });
+        for publication in result.publications {
+            self.push(slot, &Push::Publication { channel, publication: publication.clone() });
+        }
     }
 
     /// Ends a subscription; what the client is told is the caller's affair.
@@ -284,6 +323,26 @@ impl Core {
         self.push(slot, &push);
     }
 
+    /// The server ends a subscription. The client is told in any case.
+    pub(crate) fn revoke(&mut self, slot: Slot, name: &str, index: Option<u32>, now: Now) {
+        let reason = UnsubscribeReason::Server;
+        match index {
+            Some(index) => self.unsubscribe_push(slot, index, reason, now),
+            None => self
+                .push(slot, &Push::Unsubscribe { channel: name, code: reason.code(), reason: reason.text() }),
+        }
+    }
+
+    /// A subscriber may have missed something: it begins anew. What the server subscribed it to it cannot
+    /// subscribe to again, so there the whole connection does.
+    fn lose(&mut self, slot: Slot, index: u32, now: Now) {
+        if self.sessions.sub(slot, index).is_some_and(|sub| sub.flags & SUB_SERVER_SIDE != 0) {
+            self.close(slot, CloseReason::InsufficientState, now);
+        } else {
+            self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+        }
+    }
+
     fn forget_sub(&mut self, slot: Slot, index: u32) {
         let session = self.sessions.get_mut(slot);
         let before = session.subs.len();
@@ -317,11 +376,11 @@ impl Core {
     pub(crate) fn tell_gap(&mut self, index: u32, now: Now) {
         let mut slots: Vec<Slot> = Vec::new();
         for variant in &self.channels.get(index).variants {
-            slots.extend(variant.members.iter().chain(&variant.laggards));
+            slots.extend(variant.receivers());
         }
         self.metrics.add(Metric::DropLost, slots.len() as u64);
         for slot in slots {
-            self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+            self.lose(slot, index, now);
         }
     }
 
@@ -331,7 +390,7 @@ impl Core {
     pub(crate) fn start_replay(&mut self, slot: Slot, index: u32, now: Now) {
         let sub = self.sessions.sub_mut(slot, index);
         sub.state = SubState::Replaying;
-        let after = sub.offset;
+        let after = self.out.lag_mut(slot, index).offset;
         let channel = self.channels.get(index);
         let (home, name, epoch) = (channel.home, Arc::clone(&channel.name), channel.epoch);
         let origin = Origin { slot, serial: self.sessions.get(slot).serial, id: index };
@@ -345,12 +404,13 @@ impl Core {
             return;
         }
         match self.sessions.sub(slot, index) {
-            Some(sub) if sub.state == SubState::Replaying && sub.offset == after => {}
+            Some(sub)
+                if sub.state == SubState::Replaying && self.out.lag_mut(slot, index).offset == after => {}
             _ => return,
         }
         if !whole {
             self.metrics.add(Metric::DropLost, 1);
-            return self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+            return self.lose(slot, index, now);
         }
         let variant = self.sessions.sub_mut(slot, index).variant;
         let channel = self.channels.get(index);
@@ -372,10 +432,10 @@ impl Core {
         let resumed = log.boundary_after(offset).or((offset > after).then(|| log.base().saturating_sub(1)));
         let Some(pos) = resumed else {
             self.metrics.add(Metric::DropLost, 1);
-            return self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
+            return self.lose(slot, index, now);
         };
-        let sub = self.sessions.sub_mut(slot, index);
-        (sub.offset, sub.pos, sub.state) = (offset, pos, SubState::Lagging);
+        *self.out.lag_mut(slot, index) = Lag { channel: index, pos, offset };
+        self.sessions.sub_mut(slot, index).state = SubState::Lagging;
         self.out.make_ready(slot);
         self.check_own_queue(slot, now);
     }
@@ -437,7 +497,7 @@ impl Core {
     }
 
     /// Notes that a command which waited is answered.
-    fn command_answered(&mut self, slot: Slot, now: Now) {
+    pub(crate) fn command_answered(&mut self, slot: Slot, now: Now) {
         let session = self.sessions.get_mut(slot);
         session.pending -= 1;
         if session.input_ended && session.pending == 0 {
@@ -451,6 +511,34 @@ pub(crate) fn ttl_of(expire_at: Option<u64>, now: Now) -> (bool, u32) {
     match expire_at {
         Some(at) => (true, u32::try_from(at.saturating_sub(now.unix_s())).unwrap_or(u32::MAX)),
         None => (false, 0),
+    }
+}
+
+/// A moment in seconds since the epoch, but no later than a year from now: what a connection's or a
+/// refreshed subscription's expiry is bounded to.
+pub(crate) fn bounded_expiry(expire_at: Option<u64>, now: Now) -> Option<u64> {
+    const YEAR_S: u64 = 365 * 24 * 3_600;
+    expire_at.map(|at| at.min(now.unix_s() + YEAR_S))
+}
+
+impl ConnectedSub {
+    /// As it is told.
+    pub(crate) fn result<'a>(
+        &'a self,
+        epoch: &'a str,
+        publications: &'a [Publication<'a>],
+    ) -> SubscribeResult<'a> {
+        SubscribeResult {
+            recoverable: self.recoverable,
+            positioned: self.positioned,
+            epoch: if self.positioned { epoch.into() } else { "".into() },
+            offset: self.offset,
+            publications,
+            recovered: self.recovered,
+            was_recovering: self.was_recovering,
+            data: self.data.as_deref().unwrap_or_default(),
+            ..SubscribeResult::default()
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::config::SlowConsumer;
 use super::engine::{Effect, Slot};
 use super::metrics::Metric;
 use super::output::BLOCKED;
-use super::session::{PING_TICK_MS, Stage, SubState};
+use super::session::{SUB_SERVER_SIDE, Stage, SubState, TICK_MS};
 use super::shard::Core;
 
 /// How often the pools are looked at, in milliseconds.
@@ -64,7 +64,7 @@ impl Core {
         let stage = match session.stage {
             Stage::Free | Stage::Gone => return None,
             Stage::Connected => {
-                let ping = u64::from(session.ping_tick) * PING_TICK_MS;
+                let ping = u64::from(session.ping_tick) * TICK_MS;
                 let pong = ping.saturating_sub(client.ping_interval_ms) + client.pong_timeout_ms;
                 let next = if session.awaits_pong { ping.min(pong) } else { ping };
                 let expiry = self.expiries(slot).map(|at| mono_of(at, now)).min();
@@ -109,6 +109,9 @@ impl Core {
                 self.metrics.add(Metric::HandshakeFailed, 1);
                 return self.abort(slot, now);
             }
+            Stage::Connecting | Stage::Connected if due && session.input_ended => {
+                return self.finish_input(slot, now);
+            }
             Stage::Opened | Stage::Refused | Stage::Connecting if due => {
                 return self.close(slot, CloseReason::Stale, now);
             }
@@ -116,7 +119,6 @@ impl Core {
                 self.metrics.add(Metric::CloseTimeout, 1);
                 return self.abort(slot, now);
             }
-            Stage::Connected if due && session.input_ended => return self.finish_input(slot, now),
             Stage::Connected => self.connected_timer(slot, now),
             _ => {}
         }
@@ -131,7 +133,7 @@ impl Core {
         let client = &self.config.client;
         let (interval, timeout) = (client.ping_interval_ms, client.pong_timeout_ms);
         let session = self.sessions.get(slot);
-        let ping = u64::from(session.ping_tick) * PING_TICK_MS;
+        let ping = u64::from(session.ping_tick) * TICK_MS;
         if session.awaits_pong && ping.saturating_sub(interval) + timeout <= now.mono_ms {
             return self.close(slot, CloseReason::NoPong, now);
         }
@@ -140,7 +142,7 @@ impl Core {
         }
         if ping <= now.mono_ms {
             let session = self.sessions.get_mut(slot);
-            session.ping_tick = ((now.mono_ms + interval) / PING_TICK_MS) as u32;
+            session.ping_tick = ((now.mono_ms + interval) / TICK_MS) as u32;
             session.awaits_pong = true;
             if session.frame_pings {
                 self.out.frame(slot, Opcode::Ping, |_| {});
@@ -168,8 +170,15 @@ impl Core {
             over.map(|sub| sub.channel).collect()
         });
         for index in expired {
-            if self.sessions.sub(slot, index).is_some_and(|sub| sub.state != SubState::Joining) {
-                self.unsubscribe_push(slot, index, UnsubscribeReason::Expired, now);
+            match self.sessions.sub(slot, index) {
+                Some(sub) if sub.state == SubState::Joining => {}
+                // The client could not subscribe to it again: the whole connection begins anew.
+                Some(sub) if sub.flags & SUB_SERVER_SIDE != 0 => {
+                    self.close(slot, CloseReason::SubscriptionExpired, now);
+                    return true;
+                }
+                Some(_) => self.unsubscribe_push(slot, index, UnsubscribeReason::Expired, now),
+                None => {}
             }
         }
         false

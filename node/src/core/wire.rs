@@ -15,7 +15,7 @@ use super::shard::Core;
 
 /// Where clients connect.
 const WEBSOCKET_PATH: &str = "/connection/websocket";
-/// How long commands that were parsed before a FIN may take to be answered, in milliseconds.
+/// How long commands that were parsed before the input ended may take to be answered, in milliseconds.
 const ANSWER_AFTER_FIN_MS: u64 = 1_000;
 
 /// What became of the head of a connection or request.
@@ -37,7 +37,7 @@ impl Core {
         let session = self.sessions.open(slot);
         session.client = client;
         session.stage = if proxied { Stage::Proxy } else { Stage::Http };
-        session.extra().deadline_ms = Some(deadline);
+        session.set_deadline(deadline);
         self.out.open(slot);
         self.wheel.set(slot, deadline);
         self.connections += 1;
@@ -47,6 +47,9 @@ impl Core {
     /// Bytes of a connection, in the kernel's buffer.
     pub(crate) fn bytes_received(&mut self, slot: Slot, chunk: &mut [u8], now: Now) {
         let mut rest = chunk;
+        if self.sessions.get(slot).input_ended {
+            return;
+        }
         while !rest.is_empty() {
             let next = match self.sessions.get(slot).stage {
                 Stage::Proxy => self.head_bytes(slot, rest, now, Self::proxy_head),
@@ -72,7 +75,7 @@ impl Core {
         session.input_ended = true;
         if session.pending > 0 {
             let deadline = now.mono_ms + ANSWER_AFTER_FIN_MS;
-            session.extra().deadline_ms = Some(deadline);
+            session.set_deadline(deadline);
             self.wheel.set(slot, deadline);
             return;
         }
@@ -82,8 +85,26 @@ impl Core {
         self.finish_input(slot, now);
     }
 
+    /// A client broke the protocol, or must go: what it asked before is answered, within a second, and
+    /// what it sends from now on is ignored.
+    pub(crate) fn end_input(&mut self, slot: Slot, reason: CloseReason, now: Now) {
+        let session = self.sessions.get_mut(slot);
+        if session.pending == 0 {
+            return self.close(slot, reason, now);
+        }
+        let deadline = now.mono_ms + ANSWER_AFTER_FIN_MS;
+        session.input_ended = true;
+        session.extra().ending = Some(reason);
+        session.set_deadline(deadline);
+        self.wheel.set(slot, deadline);
+    }
+
     /// Nothing more comes and nothing more is owed: the connection ends.
     pub(crate) fn finish_input(&mut self, slot: Slot, now: Now) {
+        let ending = self.sessions.get(slot).extra.as_ref().and_then(|extra| extra.ending);
+        if let Some(reason) = ending {
+            return self.close(slot, reason, now);
+        }
         self.metrics.add(Metric::CloseNormal, 1);
         self.end_session(slot, now);
         self.finish_when_flushed(slot, now);
@@ -199,7 +220,7 @@ impl Core {
         self.out.raw(slot, |out| response.write(out));
         if response.keep_alive {
             let deadline = now.mono_ms + self.config.client.handshake_timeout_ms;
-            self.sessions.get_mut(slot).extra().deadline_ms = Some(deadline);
+            self.sessions.get_mut(slot).set_deadline(deadline);
             self.wheel.set(slot, deadline);
             return true;
         }
@@ -225,7 +246,7 @@ impl Core {
         session.codec = upgrade.codec;
         session.frame_pings = upgrade.frame_ping_pong;
         session.stage = Stage::Opened;
-        session.extra().deadline_ms = Some(deadline);
+        session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
         true
     }
@@ -244,7 +265,7 @@ impl Core {
                 Err(error) => self.close(slot, error.close_reason(), now),
             }
             let session = self.sessions.get(slot);
-            if !session.is_open() || session.serial != serial {
+            if !session.is_open() || session.serial != serial || session.is_ending() {
                 return;
             }
         }
@@ -305,10 +326,10 @@ impl Core {
         while let Some(command) = commands.next() {
             match command {
                 Ok(command) => self.command(slot, command, now),
-                Err(_) => return self.close(slot, CloseReason::BadRequest, now),
+                Err(_) => return self.end_input(slot, CloseReason::BadRequest, now),
             }
             let session = self.sessions.get(slot);
-            if !session.is_open() || session.serial != serial {
+            if !session.is_open() || session.serial != serial || session.is_ending() {
                 return;
             }
             if session.stage == Stage::Connecting {

@@ -12,7 +12,7 @@ use super::*;
 use crate::control::router::tests::router;
 use crate::control::router::{CALLS_MAX, Router};
 use crate::control::state::Phase;
-use crate::core::api::{Answer, Call, Member};
+use crate::core::api::{Answer, Call, ControlAnswer, Member};
 use crate::core::config::{NamespaceConfig, Secret};
 
 const KEY: &str = "sesame";
@@ -447,25 +447,49 @@ async fn a_body_may_reach_its_maximum_and_no_more() {
 #[tokio::test]
 async fn a_full_pool_and_too_many_calls_are_busy() {
     let limits = |config: &mut AdminConfig| (config.request_pool_bytes, config.inflight_max) = (8 << 20, 3);
-    // The shard never answers: calls stay under way until their deadline.
-    let port = Arc::new(port_with(1, limits, |_, _| None));
+    // The shard answers when it is told to: until then calls are under way.
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (answers, answered) = crate::control::router::answers();
+    let record = asked.clone();
+    let router = Router::new(vec![Box::new(move |command| {
+        record.lock().expect("not poisoned").push(command.token);
+        true
+    })]);
+    tokio::spawn(router.clone().deliver(answered));
+    let options = options(router, limits);
+    let port = Arc::new(Port { node: options.node.clone(), routes: routes(options), asked: Arc::default() });
+    let under_way = async |count: usize| {
+        while asked.lock().expect("not poisoned").len() < count {
+            tokio::task::yield_now().await;
+        }
+    };
     let big = format!(r#"{{"channel":"room:a","data":"{}"}}"#, "x".repeat(3 << 20));
     let mut waiting = Vec::new();
-    for _ in 0..2 {
+    for count in 1..=2 {
         let (port, big) = (port.clone(), big.clone());
         waiting.push(tokio::spawn(async move { port.call("publish", &big).await }));
-        tokio::task::yield_now().await;
+        under_way(count).await;
     }
     let busy = (StatusCode::SERVICE_UNAVAILABLE, error(111, "too many requests"));
     assert_eq!(port.call("publish", &big).await, busy, "two of 3 MiB leave no room for a third in 8 MiB");
     let other = port.clone();
     waiting.push(tokio::spawn(async move { other.call("info", "{}").await }));
-    tokio::task::yield_now().await;
+    under_way(3).await;
     assert_eq!(port.call("info", "{}").await, busy, "three are under way");
+    let release = || {
+        for token in std::mem::take(&mut *asked.lock().expect("not poisoned")) {
+            answers.put(ControlAnswer { token, shard: 0, result: Err(ErrorCode::NotAvailable) });
+        }
+    };
+    release();
+    let refused = (StatusCode::OK, error(108, "not available"));
     for call in waiting {
-        assert_eq!(call.await.unwrap(), (StatusCode::OK, error(100, "internal server error")));
+        assert_eq!(call.await.expect("no panic"), refused);
     }
-    assert_eq!(port.call("info", "{}").await.0, StatusCode::OK);
+    let again = tokio::spawn(async move { port.call("info", "{}").await });
+    under_way(1).await;
+    release();
+    assert_eq!(again.await.expect("no panic"), refused, "there is room again");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 
 use super::facts::Facts;
 use crate::control::config::Resolved;
-use crate::io::{KERNEL_MIN, SLOTS_MARGIN, slots_allowed};
+use crate::io::{KERNEL_MIN, slots_allowed, table_slots};
 
 /// Locked memory that glommio wants per executor, in bytes.
 const MEMLOCK_BYTES_MIN: u64 = 512 * 1024;
@@ -88,15 +88,16 @@ fn memlock(facts: &Facts, shards: u16) -> Option<Finding> {
 /// The limit caps the table of direct descriptors of each shard.
 fn nofile(resolved: &Resolved, facts: &Facts) -> Option<Finding> {
     let wanted = resolved.config.core.limits.connections_per_shard;
-    let needed = u64::from(wanted) + u64::from(SLOTS_MARGIN);
-    let severity = unless(slots_allowed(wanted, &facts.nofile) == wanted, Severity::Refuse);
+    let sockets = resolved.config.node.server.listening_sockets();
+    let needed = u64::from(table_slots(wanted, sockets));
+    let severity = unless(slots_allowed(wanted, &facts.nofile, sockets) == wanted, Severity::Refuse);
     let what = format!(
         "RLIMIT_NOFILE = {}, {needed} needed for limits.connections_per_shard = {wanted}",
         facts.nofile.soft
     );
     let mend = format!(
         "ulimit -Hn {needed} (systemd: LimitNOFILE={needed}), or more shards of at most {} connections",
-        slots_allowed(u32::MAX, &facts.nofile)
+        slots_allowed(u32::MAX, &facts.nofile, sockets)
     );
     Some(finding(severity, what, mend))
 }

@@ -73,9 +73,11 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
     let limits = &config.core.limits;
     let line = |what, count, each_bytes| Line { what, count, each_bytes };
     let connections = shards * u64::from(limits.connections_per_shard);
+    let subscriptions = connections * u64::from(config.core.client.channel_limit);
     let pending = shards * shards.saturating_sub(1) * u64::from(limits.mesh_pending_max);
     vec![
         line("connections (limits.connections_per_shard)", connections, sizes::CONNECTION_BYTES),
+        line("subscriptions (client.channel_limit of each)", subscriptions, subscription_bytes(config)),
         line(
             "channels (limits.channels_per_shard)",
             shards * u64::from(limits.channels_per_shard),
@@ -93,6 +95,13 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
             sizes::CONTROL_BYTES,
         ),
     ]
+}
+
+/// Bytes of one subscription; presence is counted for all where a namespace has it.
+fn subscription_bytes(config: &Config) -> u64 {
+    let has_presence =
+        config.core.channel.presence || config.core.namespaces.values().any(|one| one.presence);
+    sizes::SUBSCRIPTION_BYTES + if has_presence { sizes::PRESENCE_BYTES } else { 0 }
 }
 
 fn ring_bytes() -> u64 {
@@ -144,7 +153,7 @@ struct Flexible {
     get: fn(&Config) -> u64,
     set: fn(&mut Config, u64),
     /// Bytes per unit of the key on one shard, of this many.
-    unit_bytes: fn(u64) -> u64,
+    unit_bytes: fn(&Config, u64) -> u64,
 }
 
 /// A pool below this is of no use to anyone, in bytes.
@@ -158,28 +167,28 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             floor: |_| POOL_BYTES_MIN,
             get: |config| config.core.limits.history_pool_bytes,
             set: |config, bytes| config.core.limits.history_pool_bytes = bytes,
-            unit_bytes: |_| 1,
+            unit_bytes: |_, _| 1,
         },
         Flexible {
             path: "limits.own_pool_bytes",
             floor: |config| POOL_BYTES_MIN.max(u64::from(config.core.client.own_queue_bytes_max)),
             get: |config| config.core.limits.own_pool_bytes,
             set: |config, bytes| config.core.limits.own_pool_bytes = bytes,
-            unit_bytes: |_| 1,
+            unit_bytes: |_, _| 1,
         },
         Flexible {
             path: "limits.log_pool_bytes",
             floor: |config| POOL_BYTES_MIN.max(largest_log(config)),
             get: |config| config.core.limits.log_pool_bytes,
             set: |config, bytes| config.core.limits.log_pool_bytes = bytes,
-            unit_bytes: |_| 1,
+            unit_bytes: |_, _| 1,
         },
         Flexible {
             path: "limits.partial_pool_bytes",
             floor: |config| POOL_BYTES_MIN.max(u64::from(config.core.client.message_bytes_max)),
             get: |config| config.core.limits.partial_pool_bytes,
             set: |config, bytes| config.core.limits.partial_pool_bytes = bytes,
-            unit_bytes: |_| 1,
+            unit_bytes: |_, _| 1,
         },
         Flexible {
             path: "limits.channels_per_shard",
@@ -188,7 +197,7 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             set: |config, count| {
                 config.core.limits.channels_per_shard = u32::try_from(count).unwrap_or(u32::MAX)
             },
-            unit_bytes: |_| sizes::CHANNEL_BYTES,
+            unit_bytes: |_, _| sizes::CHANNEL_BYTES,
         },
         Flexible {
             path: "limits.mesh_pending_max",
@@ -197,7 +206,7 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             set: |config, count| {
                 config.core.limits.mesh_pending_max = u32::try_from(count).unwrap_or(u32::MAX)
             },
-            unit_bytes: |shards| (shards - 1) * sizes::MESH_MESSAGE_BYTES,
+            unit_bytes: |_, shards| (shards - 1) * sizes::MESH_MESSAGE_BYTES,
         },
     ],
     &[Flexible {
@@ -208,7 +217,10 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             config.core.limits.connections_per_shard = u32::try_from(count).unwrap_or(u32::MAX);
         },
         // Socket buffers are left out: where there are many sockets, tcp_mem caps them.
-        unit_bytes: |_| sizes::CONNECTION_BYTES + sizes::SOCKET_BYTES,
+        unit_bytes: |config, _| {
+            let subscriptions = u64::from(config.core.client.channel_limit) * subscription_bytes(config);
+            sizes::CONNECTION_BYTES + subscriptions + sizes::SOCKET_BYTES
+        },
     }],
 ];
 
@@ -229,7 +241,7 @@ pub fn fit(resolved: &mut Resolved, shard_count: u16, facts: &Facts) -> Vec<Stri
         let config = &mut resolved.config;
         let spare = |key: &Flexible, config: &Config| {
             let units = (key.get)(config).saturating_sub((key.floor)(config));
-            units * (key.unit_bytes)(shards) * shards
+            units * (key.unit_bytes)(config, shards) * shards
         };
         let all_spare: u64 = open.iter().map(|key| spare(key, config)).sum();
         if excess == 0 || all_spare == 0 {
@@ -239,7 +251,7 @@ pub fn fit(resolved: &mut Resolved, shard_count: u16, facts: &Facts) -> Vec<Stri
         for key in open {
             let before = (key.get)(config);
             let share = u128::from(spare(key, config)) * u128::from(take) / u128::from(all_spare);
-            let unit_bytes = ((key.unit_bytes)(shards) * shards).max(1);
+            let unit_bytes = ((key.unit_bytes)(config, shards) * shards).max(1);
             let less = u64::try_from(share).unwrap_or(u64::MAX).div_ceil(unit_bytes);
             let after = before.saturating_sub(less).max((key.floor)(config).min(before));
             if after < before {

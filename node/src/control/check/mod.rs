@@ -152,7 +152,8 @@ fn try_keys(resolved: &Resolved) -> Result<(), KeyError> {
 fn fit_connections(resolved: &mut Resolved, facts: &Facts) -> Vec<String> {
     const KEY: &str = "limits.connections_per_shard";
     let wanted = resolved.config.core.limits.connections_per_shard;
-    let allowed = slots_allowed(wanted, &facts.nofile);
+    let sockets = resolved.config.node.server.listening_sockets();
+    let allowed = slots_allowed(wanted, &facts.nofile, sockets);
     if allowed == wanted || allowed == 0 || resolved.is_set(KEY) {
         return Vec::new();
     }

@@ -78,6 +78,13 @@ pub struct ServerConfig {
 /// The largest memory budget that can be named, in bytes: 16 TiB.
 const MEMORY_BYTES_MAX: u64 = 1 << 44;
 
+impl ServerConfig {
+    /// Listening sockets of each shard.
+    pub fn listening_sockets(&self) -> usize {
+        self.listen.iter().map(|listen| listen.address.sockets()).sum()
+    }
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         let address = ListenSpec::Tcp { ip: Ipv4Addr::LOCALHOST.into(), first: 8000, last: 8000 };
