@@ -58,7 +58,8 @@ pub(crate) enum BareEngine {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct ServerArgs {
-    /// Start this `ringmain` on free ports (serve --demo --shards 1), and stop it at the end.
+    /// Start this `ringmain` on free ports, and stop it at the end: `serve --demo --shards 1`, with joins and leaves
+    /// in `room:` off unless its settings are among ARGUMENTS.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["url", "pid", "admin"])]
     pub(crate) spawn: Option<PathBuf>,
     /// Measure a server that runs already.
@@ -94,10 +95,6 @@ pub(crate) struct RunArgs {
     /// The core of the load processes [default: the last one].
     #[arg(long)]
     pub(crate) client_core: Option<usize>,
-    /// Priority of load processes and of servers that are started, -20 (first) to 19: on a machine that others use,
-    /// a low number keeps their work out of the figures. Below 0 needs the right to it.
-    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
-    pub(crate) nice: Option<i32>,
     /// Load processes [default: as many as the limit of open files asks for].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=WORKERS_MAX as u64))]
     pub(crate) workers: Option<u64>,
@@ -361,6 +358,5 @@ mod tests {
         check("b echo --spawn x --duration=-1", "seconds");
         check("b idle --spawn x --connections 2000001", "2000001 is not in");
         check("b churn --spawn x --concurrency 0", "0 is not in");
-        check("b churn --spawn x --nice -21", "-21 is not in");
     }
 }

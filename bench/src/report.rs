@@ -11,6 +11,9 @@ use thiserror::Error;
 use crate::measure::machine::Machine;
 use crate::run::Outcome;
 
+/// More foreign work than this on a core of the measurement is worth a word.
+const FOREIGN_SHARE_MAX: f64 = 0.1;
+
 /// The JSON file cannot be written; the table has been printed all the same.
 #[derive(Debug, Error)]
 #[error("cannot write {path}: {why}")]
@@ -86,6 +89,19 @@ pub(crate) fn problem_notes(name: &str, outcome: &Outcome) -> Vec<String> {
         notes.push(format!("PROBLEM {name}: nothing was counted"));
     }
     notes
+}
+
+/// Says so when other work ran on the cores of the measurement.
+pub(crate) fn noise_note(outcomes: &[&Outcome]) -> Option<String> {
+    let worst = |share: fn(&Outcome) -> Option<f64>| {
+        outcomes.iter().filter_map(|outcome| share(outcome)).fold(0.0, f64::max)
+    };
+    let (server, client) =
+        (worst(|outcome| outcome.server_core_foreign), worst(|outcome| outcome.client_core_foreign));
+    (server.max(client) > FOREIGN_SHARE_MAX).then(|| {
+        let (server, client) = (percent(server), percent(client));
+        format!("NOISY: other work took up to {server} of the server's core and {client} of the client's")
+    })
 }
 
 /// `12.3 %`.

@@ -63,6 +63,9 @@ pub(crate) struct Outcome {
     pub(crate) server_busy: Option<f64>,
     /// How busy the load processes were, 0 to 1 of their core: at 1 they are the bottleneck.
     pub(crate) client_busy: f64,
+    /// What others used of the server's and of the load processes' core, 0 to 1 each: noise.
+    pub(crate) server_core_foreign: Option<f64>,
+    pub(crate) client_core_foreign: Option<f64>,
     /// The server's CPU for each unit from the kernel's sampled ticks, for comparison.
     pub(crate) cpu_ticks_us_per_unit: Option<f64>,
     pub(crate) bytes_in_per_unit: f64,
@@ -71,8 +74,6 @@ pub(crate) struct Outcome {
     pub(crate) problems: Vec<(String, u64)>,
     pub(crate) failed_connections: u64,
     pub(crate) interrupted: bool,
-    #[serde(skip)]
-    pub(crate) heard: Heard,
 }
 
 /// What the load processes found, merged; the most frequent problem first.
@@ -87,6 +88,7 @@ pub(crate) struct Fleet {
     board: Board,
     workers: Vec<Child>,
     connections: u64,
+    client_core: usize,
     expected_open: u64,
     progress: ProgressBar,
 }
@@ -98,6 +100,7 @@ impl Fleet {
             board: Board::create()?,
             workers: Vec::new(),
             connections: plan.connections,
+            client_core: plan.client_core,
             expected_open,
             progress,
         };
@@ -121,6 +124,11 @@ impl Fleet {
 
     pub(crate) fn counter(&self, counter: Counter) -> u64 {
         self.board.sum(self.workers.len(), counter)
+    }
+
+    /// Measures the load processes themselves.
+    fn meter(&self) -> CpuMeter {
+        CpuMeter::new(self.workers.iter().map(Child::id).collect(), Some(self.client_core))
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
@@ -288,7 +296,7 @@ impl Sample {
     fn take(fleet: &Fleet, meter: Option<&CpuMeter>) -> Result<Sample, RunError> {
         Ok(Sample {
             cpu: meter.map(CpuMeter::sample).transpose()?,
-            client: CpuMeter::new(fleet.workers.iter().map(Child::id).collect(), None).sample()?,
+            client: fleet.meter().sample()?,
             at: Instant::now(),
             units: fleet.counter(Counter::Units),
             bytes_in: fleet.counter(Counter::BytesIn),
@@ -301,14 +309,18 @@ impl Sample {
         let seconds = (self.at - before.at).as_secs_f64();
         let used: Option<CpuUsed> =
             self.cpu.as_ref().zip(before.cpu.as_ref()).map(|(after, before)| after.since(before));
+        let client = self.client.since(&before.client);
+        let wall_ns = seconds * 1e9;
         let per_unit = |amount: f64| amount / units as f64;
         Outcome {
             seconds,
             units,
             cpu_us_per_unit: used.map(|used| per_unit(used.total_ns() as f64 / 1e3)),
             ksoftirqd_share: used.map(|used| used.ksoftirqd_ns as f64 / used.total_ns().max(1) as f64),
-            server_busy: used.map(|used| used.total_ns() as f64 / 1e9 / seconds),
-            client_busy: self.client.since(&before.client).total_ns() as f64 / 1e9 / seconds,
+            server_busy: used.map(|used| used.total_ns() as f64 / wall_ns),
+            client_busy: client.total_ns() as f64 / wall_ns,
+            server_core_foreign: used.and_then(|used| used.foreign_share(wall_ns)),
+            client_core_foreign: client.foreign_share(wall_ns),
             cpu_ticks_us_per_unit: used.map(|used| per_unit(used.ticks as f64 * 1e4)),
             bytes_in_per_unit: per_unit((self.bytes_in - before.bytes_in) as f64),
             bytes_out_per_unit: per_unit((self.bytes_out - before.bytes_out) as f64),
@@ -316,7 +328,6 @@ impl Sample {
             problems: findings.problems,
             failed_connections,
             interrupted: interrupted(),
-            heard: findings.heard,
         }
     }
 }

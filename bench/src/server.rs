@@ -26,6 +26,11 @@ const API_MAX: Duration = Duration::from_secs(30);
 /// The largest answer of the API that is read, in bytes.
 const API_ANSWER_BYTES_MAX: u64 = 16 << 20;
 
+/// The demo's rooms tell everyone who comes and goes: with n subscribers that is n² messages while they connect, which
+/// nothing here means to measure.
+const QUIET_ROOMS: [&str; 2] =
+    ["--namespaces.room.join_leave=false", "--namespaces.room.force_push_join_leave=false"];
+
 /// The path that Centrifuge clients connect to.
 pub(crate) const WEBSOCKET_PATH: &str = "/connection/websocket";
 
@@ -78,8 +83,12 @@ impl Server {
         let (listen, admin) = free_addresses()?;
         let mut command = Command::new(options.binary);
         command.args(["serve", "--demo", "--listen", &listen.to_string(), "--admin", &admin.to_string()]);
-        if !options.arguments.iter().any(|argument| argument.starts_with("--shards")) {
+        let named = |start: &str| options.arguments.iter().any(|argument| argument.starts_with(start));
+        if !named("--shards") {
             command.args(["--shards", "1"]);
+        }
+        if !named("--namespaces.room.") {
+            command.args(QUIET_ROOMS);
         }
         command.args(options.arguments);
         if let Some(secret) = options.token_secret {
@@ -240,7 +249,10 @@ impl Api {
 
     fn call(&self, method: &str, body: &Value) -> Result<Value, ServerError> {
         let failed = |why: String| ServerError::Api(self.address, format!("{method}: {why}"));
-        let answer = self.post(method, &body.to_string()).map_err(|error| failed(error.to_string()))?;
+        let answer = self.post(method, &body.to_string()).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => failed(format!("no answer within {API_MAX:?}")),
+            _ => failed(error.to_string()),
+        })?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| failed("no HTTP answer".into()))?;
         if !head.starts_with("HTTP/1.1 200") {
             return Err(failed(head.lines().next().unwrap_or_default().into()));

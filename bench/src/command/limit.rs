@@ -1,5 +1,7 @@
 //! `limit`: the server under test and bare servers in alternating rounds, with the same bytes and the same load.
 
+use std::time::Duration;
+
 use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -8,16 +10,20 @@ use super::workload::Workload;
 use super::{CommandError, meter, prepare, start, timing};
 use crate::bare::script::Script;
 use crate::cli::{LimitOptions, RunArgs, ServerArgs};
+use crate::io::board::{Counter, Phase};
 use crate::measure::cpu::CpuMeter;
 use crate::measure::machine::Machine;
 use crate::measure::series::Series;
 use crate::plan::{Heard, Target};
 use crate::report;
-use crate::run::{self, Outcome, RunError, Timing, progress_line};
+use crate::run::{self, Findings, Fleet, Outcome, RunError, Timing, progress_line};
 use crate::server::{Server, WEBSOCKET_PATH, parse_url};
 
-/// Warm-up and measurement of the run that the answers are learned from.
-const LEARN: std::time::Duration = std::time::Duration::from_millis(700);
+/// How long the answers are learned for, so that offsets have about as many digits as later: at least this…
+const LEARN_MIN: Duration = Duration::from_secs(1);
+/// …and until every connection has been answered a few times, but no longer than this.
+const LEARN_MAX: Duration = Duration::from_secs(20);
+const LEARN_UNITS_PER_CONNECTION: u64 = 3;
 
 /// Who is measured in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +92,17 @@ fn learn(
     let subject = start(server)?;
     let workload = workload.at_window_one();
     let plan = workload.plan(&subject.server.target, subject.secret.as_deref(), run);
-    let timing = Timing { setup_max: run.setup, warmup: LEARN, measure: LEARN };
-    let outcome = run::measure(&plan, workload.expected_open(), &timing, None, progress)?;
-    let heard = outcome.heard;
+    let mut fleet = Fleet::start(&plan, workload.expected_open(), progress.clone())?;
+    fleet.await_open(run.setup)?;
+    fleet.set_phase(Phase::Warmup);
+    fleet.wait("learning", LEARN_MIN, |_| false)?;
+    let enough = workload.connections * LEARN_UNITS_PER_CONNECTION;
+    fleet.wait("learning", LEARN_MAX, |fleet| fleet.counter(Counter::Units) >= enough)?;
+    let Findings { heard, problems, .. } = fleet.finish()?;
     let answered =
         [&heard.reply, &heard.publication, &heard.both, &heard.pong].iter().any(|bytes| !bytes.is_empty());
-    if outcome.units == 0 || heard.opening.is_empty() || (workload.unit != "cycle" && !answered) {
-        let problems: Vec<String> = outcome.problems.into_iter().map(|(what, _)| what).collect();
+    if heard.opening.is_empty() || (workload.unit != "cycle" && !answered) {
+        let problems: Vec<String> = problems.into_iter().map(|(what, _)| what).collect();
         let why = format!("nothing could be learned from the server: {}", problems.join("; "));
         return Err(CommandError::Usage(why));
     }
@@ -218,6 +228,8 @@ impl Comparison<'_> {
         }
         notes.sort();
         notes.dedup();
+        let all: Vec<&Outcome> = self.outcomes.iter().flatten().collect();
+        notes.extend(report::noise_note(&all));
         let result = json!({
             "load": name, "workload": self.workload.title, "unit": unit,
             "limit": self.title(limit), "servers": servers,

@@ -82,19 +82,15 @@ fn single(name: &str, workload: &Workload, server: &ServerArgs, run: &RunArgs) -
     let outcome = outcome?;
     let table =
         report::pairs(&format!("{name}: {}", workload.title), &report::outcome_rows(&outcome, workload.unit));
-    let notes = report::problem_notes(name, &outcome);
+    let mut notes = report::problem_notes(name, &outcome);
+    notes.extend(report::noise_note(&[&outcome]));
     let result = report::outcome_json(name, &outcome);
     Ok(report::publish(&machine, &[table], &notes, &result, run.json.as_deref())?)
 }
 
-/// What children inherit from this process: the client's core (a server that is started has its own) and priority.
+/// The parent stays on the client's core, and what it starts does unless told otherwise.
 fn prepare(run: &RunArgs) -> Result<(), CommandError> {
-    worker::pin(workload::client_core(run))?;
-    if let Some(nice) = run.nice {
-        let refused = |error| CommandError::Usage(format!("--nice {nice}: {error}"));
-        rustix::process::setpriority_process(None, nice).map_err(refused)?;
-    }
-    Ok(())
+    Ok(worker::pin(workload::client_core(run))?)
 }
 
 /// The server under test and what is needed to measure it.

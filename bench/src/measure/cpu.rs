@@ -3,6 +3,7 @@
 //! `/proc/PID/task/*/schedstat` counts nanoseconds on the CPU, exactly; `/proc/PID/stat` counts sampled ticks, which
 //! on a kernel with tick accounting are off by far for a task that sleeps often, and are kept for comparison only.
 //! Network and io_uring work that does not fit the task's own context runs in ksoftirqd, hence that thread.
+//! The core's idle time tells how much others used of it meanwhile: above a few percent, figures are noise.
 //! A thread that ends between two samples loses what it used after the first; servers measured here keep theirs.
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub(crate) enum CpuError {
 #[derive(Clone, Debug)]
 pub(crate) struct CpuMeter {
     pids: Vec<u32>,
+    core: Option<usize>,
     ksoftirqd: Option<u32>,
 }
 
@@ -34,6 +36,15 @@ pub(crate) struct CpuSample {
     ksoftirqd_ns: u64,
     /// utime + stime of the processes, in ticks of 10 ms.
     ticks: u64,
+    /// The core's ticks so far.
+    core: CoreTicks,
+}
+
+/// Ticks of one core since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct CoreTicks {
+    idle: u64,
+    total: u64,
 }
 
 /// CPU time between two samples.
@@ -43,9 +54,18 @@ pub(crate) struct CpuUsed {
     pub(crate) ksoftirqd_ns: u64,
     /// The same by the kernel's ticks (10 ms each), sampled: a plausibility check.
     pub(crate) ticks: u64,
+    /// Ticks of the core in the same time, 0 where no core was named.
+    core_idle_ticks: u64,
+    core_ticks: u64,
 }
 
 impl CpuUsed {
+    /// What part of the core others used (or the hypervisor took away), 0 to 1. None: no core was named.
+    pub(crate) fn foreign_share(&self, wall_ns: f64) -> Option<f64> {
+        let idle = (self.core_ticks > 0).then(|| self.core_idle_ticks as f64 / self.core_ticks as f64)?;
+        Some((1.0 - idle - self.total_ns() as f64 / wall_ns).max(0.0))
+    }
+
     /// What counts as the server's cost, in nanoseconds.
     pub(crate) fn total_ns(&self) -> u64 {
         self.process_ns + self.ksoftirqd_ns
@@ -54,9 +74,9 @@ impl CpuUsed {
 
 impl CpuMeter {
     /// Measures `pids` and, when a core is named, that core's ksoftirqd.
-    pub(crate) fn new(pids: Vec<u32>, server_core: Option<usize>) -> CpuMeter {
-        let ksoftirqd = server_core.and_then(|core| find_kernel_thread(&format!("ksoftirqd/{core}")));
-        CpuMeter { pids, ksoftirqd }
+    pub(crate) fn new(pids: Vec<u32>, core: Option<usize>) -> CpuMeter {
+        let ksoftirqd = core.and_then(|core| find_kernel_thread(&format!("ksoftirqd/{core}")));
+        CpuMeter { pids, core, ksoftirqd }
     }
 
     pub(crate) fn sample(&self) -> Result<CpuSample, CpuError> {
@@ -78,6 +98,10 @@ impl CpuMeter {
             let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
             sample.ksoftirqd_ns = parse_schedstat(&text).unwrap_or(0);
         }
+        if let Some(core) = self.core {
+            let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+            sample.core = parse_core_ticks(&text, core).unwrap_or_default();
+        }
         Ok(sample)
     }
 }
@@ -91,6 +115,8 @@ impl CpuSample {
             process_ns: self.threads_ns.iter().map(used).sum(),
             ksoftirqd_ns: self.ksoftirqd_ns.saturating_sub(earlier.ksoftirqd_ns),
             ticks: self.ticks.saturating_sub(earlier.ticks),
+            core_idle_ticks: self.core.idle.saturating_sub(earlier.core.idle),
+            core_ticks: self.core.total.saturating_sub(earlier.core.total),
         }
     }
 }
@@ -106,6 +132,15 @@ fn parse_stat_ticks(text: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user + system)
+}
+
+/// The line of `core` in /proc/stat: user nice system idle iowait irq softirq steal …; guest time is in user already.
+fn parse_core_ticks(text: &str, core: usize) -> Option<CoreTicks> {
+    let name = format!("cpu{core}");
+    let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(&name))?;
+    let ticks: Vec<u64> =
+        line.split_ascii_whitespace().skip(1).take(8).filter_map(|tick| tick.parse().ok()).collect();
+    Some(CoreTicks { idle: ticks.get(3)? + ticks.get(4)?, total: ticks.iter().sum() })
 }
 
 /// The kernel thread of that name. Kernel threads are few and have low ids, so a scan of /proc is cheap enough.
@@ -127,6 +162,9 @@ mod tests {
         let stat = "42 (a (b) c) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 3 0 12345 1000 200";
         assert_eq!(parse_stat_ticks(stat), Some(300));
         assert_eq!(parse_stat_ticks("42 (short) S 1"), None);
+        let stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 1 1 1 1 1 1 1 1 1 1\ncpu10 10 20 30 400 50 6 7 8 9 0\n";
+        assert_eq!(parse_core_ticks(stat, 10), Some(CoreTicks { idle: 450, total: 531 }));
+        assert_eq!(parse_core_ticks(stat, 2), None);
     }
 
     #[test]
@@ -135,11 +173,17 @@ mod tests {
             threads_ns: threads.iter().copied().collect(),
             ksoftirqd_ns,
             ticks,
+            core: CoreTicks { idle: ticks, total: 10 * ticks },
         };
         let earlier = sample(&[(1, 100), (2, 50)], 10, 3);
         let later = sample(&[(1, 400), (3, 7)], 15, 5);
-        assert_eq!(later.since(&earlier), CpuUsed { process_ns: 307, ksoftirqd_ns: 5, ticks: 2 });
-        assert_eq!(later.since(&earlier).total_ns(), 312);
+        let used = later.since(&earlier);
+        let expected =
+            CpuUsed { process_ns: 307, ksoftirqd_ns: 5, ticks: 2, core_idle_ticks: 2, core_ticks: 20 };
+        assert_eq!(used, expected);
+        assert_eq!(used.total_ns(), 312);
+        assert!((used.foreign_share(624.0).expect("a core") - 0.4).abs() < 1e-9);
+        assert_eq!(CpuUsed::default().foreign_share(1.0), None);
     }
 
     #[test]
