@@ -210,10 +210,7 @@ impl Channels {
     }
 
     fn namespace_index(&self, name: &str) -> Option<u16> {
-        let namespace = name.split_once(':').map_or("", |(namespace, _)| namespace);
-        if namespace.is_empty() && name.starts_with(':') {
-            return None;
-        }
+        let namespace = super::config::namespace_name(name);
         self.namespaces.iter().position(|(known, _)| **known == *namespace).map(|index| index as u16)
     }
 

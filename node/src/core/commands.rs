@@ -16,7 +16,7 @@ use ringmain_proto::time::Now;
 use super::api::home_of;
 use super::auth::{BoolValue, Overrides, SubOptions, TokenError};
 use super::channel::Namespace;
-use super::config::RecoveryMode;
+use super::config::{PRIVATE_PREFIX, RecoveryMode};
 use super::connect::seconds32;
 use super::engine::{ShardIndex, Slot};
 use super::home::Publisher;
@@ -33,8 +33,6 @@ pub(crate) const BROADCAST_CHANNEL: &str = "broadcast:global";
 const FLAG_STRICT_RECOVERY: i64 = 2;
 /// Subscribe `type` of shared polling; those between it and 0, a stream, are of map channels.
 const KIND_SHARED_POLL: i64 = 4;
-/// Names that begin so need a subscription token whatever the namespace allows.
-pub(crate) const PRIVATE_PREFIX: char = '$';
 
 /// What a command asks of a channel.
 #[derive(Clone, Copy)]

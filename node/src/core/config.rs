@@ -15,6 +15,9 @@ const YEAR_MS: u64 = 365 * 24 * 3_600 * 1_000;
 /// The largest pool that a key may name, in bytes: 1 TiB, beyond any box.
 const POOL_BYTES_MAX: u64 = 1 << 40;
 
+/// Channels whose names begin so need a subscription token, whatever their namespace allows.
+pub(crate) const PRIVATE_PREFIX: char = '$';
+
 /// Everything the core reads. Built once, shared by all shards.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -356,9 +359,15 @@ impl CoreConfig {
     /// The options of a channel: those of its namespace, or of `[channel]` where its name has none.
     /// `None`: the namespace does not exist.
     pub fn namespace_of(&self, channel: &str) -> Option<&NamespaceConfig> {
-        match channel.split_once(':') {
-            Some((namespace, _)) => self.namespaces.get(namespace),
-            None => Some(&self.channel),
+        match namespace_name(channel) {
+            "" => Some(&self.channel),
+            namespace => self.namespaces.get(namespace),
         }
     }
+}
+
+/// The namespace in a channel's name; empty: it has none. The prefix of private channels is not part of it.
+pub(crate) fn namespace_name(channel: &str) -> &str {
+    let name = channel.strip_prefix(PRIVATE_PREFIX).unwrap_or(channel);
+    name.split_once(':').map_or("", |(namespace, _)| namespace)
 }

@@ -19,7 +19,7 @@ use super::mesh::RecoverFrom;
 use super::metrics::Metric;
 use super::session::*;
 use super::shard::Core;
-use super::subscribe::{NewSub, bounded_expiry, publications_of, ttl_of};
+use super::subscribe::{NewSub, bounded_expiry, publications_in, ttl_of};
 use super::text::ClientText;
 
 /// Bytes of commands that wait for a connect reply at the most; more closes with 3013.
@@ -272,7 +272,12 @@ impl Core {
             String::new()
         };
         let epochs: Vec<_> = connecting.subs.iter().map(|sub| Epoch::new(sub.epoch).text()).collect();
-        let publications: Vec<_> = connecting.subs.iter().map(|sub| publications_of(&sub.records)).collect();
+        let publications: Vec<_> = connecting
+            .subs
+            .iter()
+            .zip(&epochs)
+            .map(|(sub, epoch)| publications_in(&sub.records, epoch.as_str()))
+            .collect();
         let subs: Vec<(&str, SubscribeResult<'_>)> = connecting
             .subs
             .iter()

@@ -278,7 +278,11 @@ impl Core {
     pub(crate) fn deliver_local(&mut self, index: u32, epoch: u64, publication: &Publication<'_>) {
         let channel = self.channels.get_mut(index);
         let before = channel.top;
+        let mut new_epoch = None;
         if publication.offset > 0 {
+            // The first of an epoch tells it: to clients it may be new.
+            let is_new = publication.offset == 1 || channel.epoch != 0 && channel.epoch != epoch;
+            new_epoch = is_new.then(|| Epoch::new(epoch).text());
             channel.epoch = epoch;
             channel.top = publication.offset;
         }
@@ -289,7 +293,10 @@ impl Core {
         }
         for variant in 0..channel.variants.len() {
             self.append_to_variant(index, variant as u8, Some(before), |codec, name, out| {
-                let publication = publication.clone();
+                let mut publication = publication.clone();
+                if let Some(epoch) = &new_epoch {
+                    publication.epoch = Some(epoch.as_str().into());
+                }
                 codec.encode_push(&Push::Publication { channel: name, publication }, out);
             });
         }
@@ -500,7 +507,8 @@ impl Core {
                 let has_it = claim.offset == page.top.offset
                     && claim.offset > 0
                     && claim.epoch == Some(page.top.epoch);
-                (if newest && !has_it { read.records } else { Vec::new() }, newest)
+                let kept_none = read.count == 0;
+                (if newest && !has_it { read.records } else { Vec::new() }, newest || kept_none && has_it)
             }
             Ok(page) => match judge(claim, &page) {
                 Judgement::Recoverable { .. } if !page.more => (read.records, true),

@@ -259,7 +259,7 @@ impl Core {
             return self.connect_sub_done(slot, sub, now);
         }
         let epoch = Epoch::new(sub.epoch).text();
-        let publications = publications_of(&sub.records);
+        let publications = publications_in(&sub.records, epoch.as_str());
         let result = sub.result(epoch.as_str(), &publications);
         if joining.id == 0 {
             self.told_of(slot, &sub.channel, result);
@@ -487,8 +487,8 @@ impl Core {
                 self.reply(slot, id, &Reply::Presence(&members));
             }
             Ok(QueryAnswer::History { records, offset, epoch }) => {
-                let publications = publications_of(&records);
                 let epoch = Epoch::new(epoch).text();
+                let publications = publications_in(&records, epoch.as_str());
                 let result =
                     HistoryResult { publications: &publications, epoch: epoch.as_str().into(), offset };
                 self.reply(slot, id, &Reply::History(result));
@@ -545,4 +545,13 @@ impl ConnectedSub {
 /// The publications of a run of records.
 pub(crate) fn publications_of(records: &[u8]) -> Vec<Publication<'_>> {
     ringmain_proto::record::records(records).collect()
+}
+
+/// The same for a reply: the first publication of an epoch tells it, as it does when it is delivered.
+pub(crate) fn publications_in<'a>(records: &'a [u8], epoch: &'a str) -> Vec<Publication<'a>> {
+    let mut publications = publications_of(records);
+    for publication in publications.iter_mut().filter(|publication| publication.offset == 1) {
+        publication.epoch = Some(epoch.into());
+    }
+    publications
 }
