@@ -48,9 +48,6 @@ impl Core {
         self.metrics.add(Metric::Commands, 1);
         let Command { id, request } = command;
         let stage = self.sessions.get(slot).stage;
-        if stage == Stage::Refused {
-            return;
-        }
         if id == 0 && !matches!(request, Request::Send { .. }) {
             // Whatever else it says, a command without id is the answer to a ping.
             return self.pong(slot, now);

@@ -321,6 +321,9 @@ impl Core {
         if session.stage == Stage::Connecting {
             return self.keep_for_connected(slot, message, now);
         }
+        if session.stage == Stage::Refused {
+            return;
+        }
         let serial = session.serial;
         let mut commands = session.codec.decode(message);
         while let Some(command) = commands.next() {
@@ -330,6 +333,9 @@ impl Core {
             }
             let session = self.sessions.get(slot);
             if !session.is_open() || session.serial != serial || session.is_ending() {
+                return;
+            }
+            if session.stage == Stage::Refused {
                 return;
             }
             if session.stage == Stage::Connecting {

@@ -3,4 +3,6 @@
 
 mod fanout;
 mod harness;
+mod probe;
+mod probe_connect;
 mod protocol;
