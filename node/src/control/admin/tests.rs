@@ -64,7 +64,9 @@ impl Port {
     }
 
     async fn call(&self, method: &str, body: &str) -> (StatusCode, String) {
-        self.send(request(method, KEY, body.to_owned())).await
+        let mut request = request(method, KEY, body.to_owned());
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        self.send(request).await
     }
 
     /// Calls and expects 200 with this body.

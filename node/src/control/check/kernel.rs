@@ -190,6 +190,10 @@ mod tests {
         found
     }
 
+    fn nofile_of(limit: u64) -> NofileLimit {
+        NofileLimit { soft: limit, hard: limit, was: limit }
+    }
+
     #[test]
     fn a_good_machine_has_nothing_to_mend() {
         assert_eq!(found(&["limits.connections_per_shard=1000"], &facts()), []);
@@ -220,10 +224,10 @@ mod tests {
         );
         check(
             &[],
-            |facts| facts.nofile = NofileLimit { soft: 10_063, hard: 10_063, was: 1024 },
+            |facts| facts.nofile = nofile_of(u64::from(table_slots(10_000, 1)) - 1),
             Refuse,
-            "RLIMIT_NOFILE = 10063, 10064 needed",
-            "LimitNOFILE=10064",
+            &format!("{} needed for limits.connections_per_shard = 10000", table_slots(10_000, 1)),
+            &format!("LimitNOFILE={}", table_slots(10_000, 1)),
         );
         check(&["server.cpus=0,7"], |_| (), Refuse, "CPU 7", "leave it out");
         check(&[], |facts| facts.file_max = Some(20_000), Warn, "fs.file-max", "sysctl -w fs.file-max=40000");
@@ -261,7 +265,7 @@ mod tests {
     #[test]
     fn limits_met_exactly_are_fine() {
         let exact = |facts: &mut Facts| {
-            facts.nofile = NofileLimit { soft: 10_064, hard: 10_064, was: 10_064 };
+            facts.nofile = nofile_of(u64::from(table_slots(10_000, 1)));
             facts.kernel = Some(KERNEL_MIN);
             facts.somaxconn = Some(4096);
             facts.memlock_bytes = Some(MEMLOCK_BYTES_MIN);
