@@ -86,3 +86,25 @@ fn systemd_is_told_of_readiness_and_of_the_end() {
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(node.wait().code(), Some(0));
 }
+
+#[test]
+fn logs_are_lines_of_text_or_json_and_hold_no_secret() {
+    let check = |format: &str, is_json: bool| {
+        let variables = [("RINGMAIN_API_KEY", "hunter2"), ("RINGMAIN_TOKEN_HMAC_SECRET", "hunter3")];
+        let args = ["--demo", "--shards=1", "--log.level=trace", format];
+        let mut node = Node::start_with(&args, &variables);
+        assert_eq!(node.call_with_key("info", "hunter2", "{}").0, 200);
+        assert_eq!(node.call_with_key("info", "hunter4", "{}").0, 401);
+        assert_eq!(node.call_with_key("publish", "hunter2", "{\"hunter5\"").0, 400);
+        node.signal(Signal::TERM);
+        assert_eq!(node.wait().code(), Some(0));
+        let logged = node.logged();
+        assert!(logged.contains("draining") && !logged.contains("hunter"), "{logged}");
+        for line in logged.lines() {
+            let parsed = serde_json::from_str::<serde_json::Value>(line);
+            assert_eq!(parsed.is_ok_and(|line| line["level"].is_string()), is_json, "{line}");
+        }
+    };
+    check("--log.format=text", false);
+    check("--log.format=json", true);
+}

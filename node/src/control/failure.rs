@@ -48,3 +48,25 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bug_exits_as_one_and_everything_has_a_remedy() {
+        let check = |failure: Failure, code: u8| {
+            assert_eq!(failure.exit_code(), code, "{failure}");
+            assert!(failure.help().is_some_and(|help| !help.contains('\n')), "{failure}");
+            assert!(!failure.to_string().contains('\n'), "{failure}");
+        };
+        check(ServeError::Shard { shard: 3, message: "boom".to_owned() }.into(), EXIT_BUG);
+        check(TokenError::NoSecret.into(), EXIT_REFUSED);
+        check(
+            ConfigError::UnknownVariable { name: "RINGMAIN_X".to_owned(), nearest: None }.into(),
+            EXIT_REFUSED,
+        );
+        let over = CheckError::OverBudget { total_bytes: 2, budget_bytes: 1, budget_source: "x".to_owned() };
+        check(over.into(), EXIT_REFUSED);
+    }
+}

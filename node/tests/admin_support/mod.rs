@@ -41,6 +41,7 @@ impl Node {
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -72,6 +73,15 @@ impl Node {
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         until_some(until, || self.child.try_wait().expect("our child"))
+    }
+
+    /// What an ended node had logged.
+    pub(crate) fn logged(&mut self) -> String {
+        let mut text = String::new();
+        // A node logs a few lines in a test: the pipe never fills while it runs.
+        let mut stderr = self.child.stderr.take().expect("taken once");
+        stderr.read_to_string(&mut text).expect("UTF-8");
+        text
     }
 
     /// Whether the process still runs.
@@ -115,6 +125,9 @@ impl Drop for Node {
         // Both fail where the node has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() && self.child.stderr.is_some() {
+            eprintln!("the node logged:\n{}", self.logged());
+        }
     }
 }
 

@@ -195,7 +195,7 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             floor: |_| 10_000,
             get: |config| u64::from(config.core.limits.channels_per_shard),
             set: |config, count| {
-                config.core.limits.channels_per_shard = u32::try_from(count).unwrap_or(u32::MAX)
+                config.core.limits.channels_per_shard = u32::try_from(count).unwrap_or(u32::MAX);
             },
             unit_bytes: |_, _| sizes::CHANNEL_BYTES,
         },
@@ -204,7 +204,7 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             floor: |_| 1_024,
             get: |config| u64::from(config.core.limits.mesh_pending_max),
             set: |config, count| {
-                config.core.limits.mesh_pending_max = u32::try_from(count).unwrap_or(u32::MAX)
+                config.core.limits.mesh_pending_max = u32::try_from(count).unwrap_or(u32::MAX);
             },
             unit_bytes: |_, shards| (shards - 1) * sizes::MESH_MESSAGE_BYTES,
         },

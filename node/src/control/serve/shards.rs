@@ -233,3 +233,25 @@ pub(super) fn host_text(ip: IpAddr) -> String {
         IpAddr::V6(ip) => format!("[{ip}]"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_in_its_own_words() {
+        let told = |panic: Box<dyn std::any::Any + Send>| panic_message(panic.as_ref());
+        assert_eq!(told(Box::new("plain")), "plain");
+        assert_eq!(told(Box::new(format!("slot {}", 7))), "slot 7");
+        assert_eq!(told(Box::new(7)), "it panicked");
+    }
+
+    #[test]
+    fn an_address_is_written_for_people() {
+        let check = |ip: &str, text: &str| assert_eq!(host_text(ip.parse().unwrap()), text);
+        check("127.0.0.1", "127.0.0.1");
+        check("::1", "[::1]");
+        check("0.0.0.0", "localhost");
+        check("::", "localhost");
+    }
+}
