@@ -292,6 +292,7 @@ impl Core {
 
     fn frame_event(&mut self, slot: Slot, event: Event<'_>, now: Now) {
         match event {
+            // Text or binary: as Centrifugo, it is taken for what the codec makes of it.
             Event::Message { payload, .. } => {
                 self.metrics.add(Metric::MessagesIn, 1);
                 self.message(slot, &payload, now);

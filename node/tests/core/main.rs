@@ -5,4 +5,6 @@ mod fanout;
 mod harness;
 mod probe;
 mod probe_connect;
+mod probe_misc;
+mod probe_subscribe;
 mod protocol;

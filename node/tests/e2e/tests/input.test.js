@@ -159,9 +159,13 @@ test('text that is no UTF-8 closes with 1007, also across fragments', async () =
   assert.equal((await after101(frame(CLOSE, Buffer.of(0x03, 0xe8, 0xff)))).code, 1007);
 });
 
-test('binary on a JSON connection closes with 1003', async () => {
-  const end = await afterConnect(frame(BINARY, '{"id":2,"rpc":{}}'));
-  assert.equal(end.code, 1003);
+test('binary on a JSON connection is read as JSON, as Centrifugo does', async () => {
+  const raw = await Raw.connected(node.port);
+  raw.write(frame(BINARY, '{"id":2,"rpc":{}}'));
+  assert.equal((await raw.reply(2)).error.code, 108);
+  raw.destroy();
+  const end = await afterConnect(frame(BINARY, Buffer.of(0xff, 0xfe)));
+  assert.equal(end.code, 3501);
 });
 
 test('fragments with control frames between them are one message', async () => {
