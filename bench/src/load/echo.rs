@@ -228,3 +228,80 @@ impl Scenario for Echo {
         report.heard.request_bytes = self.template.wire_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Target;
+
+    fn echo(pace: Pace) -> (Echo, Net) {
+        let mode = EchoMode::Publish { prefix: "room:own-".into() };
+        let plan = EchoPlan { mode, pace, size: 16, check: true };
+        let target = Target { address: "127.0.0.1:1".parse().expect("an address"), path: "/".into() };
+        let net = Net::new(target, 2, 0, 1, false).expect("an epoll");
+        (Echo::new(plan, Openings::new(None).expect("no secret"), 0, 2), net)
+    }
+
+    const ACK: Incoming = Incoming::Reply { error: None };
+
+    fn publication(offset: u64) -> Incoming {
+        Incoming::Publication { offset }
+    }
+
+    #[test]
+    fn a_request_is_done_when_both_halves_are_there() {
+        fn check(messages: &[Incoming], units: u64) {
+            let (mut echo, mut net) = echo(Pace::Window(8));
+            echo.request(&mut net, 0, 3, 0);
+            messages.iter().for_each(|&message| echo.message(&mut net, 0, message));
+            assert_eq!((echo.units(), net.problems().count()), (units, 0), "{messages:?}");
+        }
+        check(&[ACK], 0);
+        check(&[publication(1)], 0);
+        check(&[ACK, publication(1)], 1);
+        check(&[publication(1), ACK], 1);
+        check(&[ACK, ACK, publication(1)], 1);
+        check(&[publication(1), publication(2), ACK, ACK, ACK, publication(3)], 3);
+    }
+
+    #[test]
+    fn sees_gaps_refusals_and_what_was_not_asked_for() {
+        fn check(messages: &[Incoming], expected: &str) {
+            let (mut echo, mut net) = echo(Pace::Window(8));
+            echo.request(&mut net, 0, 3, 0);
+            messages.iter().for_each(|&message| echo.message(&mut net, 0, message));
+            let problems: Vec<&String> = net.problems().map(|(what, _)| what).collect();
+            assert_eq!(problems, [expected], "{messages:?}");
+        }
+        check(&[publication(1), publication(3)], "an offset that does not follow the one before");
+        check(&[publication(2), publication(2)], "an offset that does not follow the one before");
+        check(&[Incoming::Reply { error: Some(103) }], "a publish was refused with error 103");
+        check(&[Incoming::Pong], "a message that nobody asked for");
+    }
+
+    #[test]
+    fn the_open_loop_stops_at_the_limit_in_flight_and_goes_on_from_where_it_was_meant() {
+        let (mut echo, mut net) = echo(Pace::PerSecond(1e6));
+        (0..2).for_each(|index| net.set_state(index, super::super::net::State::Open));
+        echo.phase(&mut net, Phase::Warmup);
+        // A million a second for far longer than both connections may have in flight.
+        let deadline_ns = net.now_ns() + 80_000_000;
+        while net.now_ns() < deadline_ns {
+            net.tick();
+            echo.turn(&mut net);
+        }
+        let sent = |echo: &Echo| echo.flights.iter().map(|flight| flight.sent).sum::<u64>();
+        assert_eq!(sent(&echo), 2 * u64::from(OPEN_LOOP_IN_FLIGHT_MAX));
+        echo.message(&mut net, 0, ACK);
+        echo.message(&mut net, 0, publication(1));
+        echo.turn(&mut net);
+        assert_eq!(sent(&echo), 2 * u64::from(OPEN_LOOP_IN_FLIGHT_MAX) + 1);
+        let meant_ns = echo.meant_ns[0];
+        assert!(meant_ns + 10_000_000 < net.now_ns(), "the next is as late as the wait was long");
+        echo.phase(&mut net, Phase::Finish);
+        assert_eq!(
+            net.problems().map(|(what, _)| what.as_str()).collect::<Vec<_>>(),
+            ["the rate was not kept up"]
+        );
+    }
+}

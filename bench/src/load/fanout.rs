@@ -245,3 +245,78 @@ impl Scenario for Fanout {
         report.heard.request_bytes = self.template.wire_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Target;
+
+    /// Three subscribers, the first of them stopped where `stopped` says so, and a publisher; nothing is connected.
+    fn fanout(stopped: u64) -> (Fanout, Net, Rc<Board>) {
+        let plan = FanoutPlan {
+            channel: "room:bench".into(),
+            publisher_channel: "room:bencp".into(),
+            pace: Pace::Window(4),
+            size: 16,
+            stopped,
+            check: true,
+        };
+        let target = Target { address: "127.0.0.1:1".parse().expect("an address"), path: "/".into() };
+        let net = Net::new(target, 4, 0, 1, false).expect("an epoll");
+        let board = Rc::new(Board::create().expect("a memfd"));
+        let openings = Openings::new(None).expect("no secret");
+        (Fanout::new(plan, openings, Rc::clone(&board), 1, true, 0, 3), net, board)
+    }
+
+    fn problems(net: &Net) -> Vec<(&str, u64)> {
+        net.problems().map(|(what, count)| (what.as_str(), *count)).collect()
+    }
+
+    #[test]
+    fn a_publication_is_complete_when_every_reader_has_it() {
+        let (mut fanout, mut net, board) = fanout(1);
+        (0..2).for_each(|sequence| board.note_published(sequence, 0));
+        fanout.delivery(&mut net, 1, 7);
+        fanout.delivery(&mut net, 1, 8);
+        assert_eq!(fanout.completed(), 0, "the other reader has nothing yet");
+        fanout.delivery(&mut net, 2, 7);
+        assert_eq!(fanout.completed(), 1);
+        fanout.delivery(&mut net, 2, 8);
+        assert_eq!((fanout.completed(), fanout.units()), (2, 4));
+        assert_eq!(problems(&net), []);
+        assert_eq!(fanout.watched(), [Some(1), Some(3)]);
+    }
+
+    #[test]
+    fn sees_what_is_lost_doubled_reordered_or_made_up() {
+        fn check(offsets: &[u64], published: u64, expected: &[(&str, u64)]) {
+            let (mut fanout, mut net, board) = fanout(0);
+            (0..published).for_each(|sequence| board.note_published(sequence, 0));
+            offsets.iter().for_each(|&offset| fanout.delivery(&mut net, 0, offset));
+            assert_eq!(problems(&net), expected, "{offsets:?}");
+        }
+        check(&[1, 2, 3], 3, &[]);
+        check(&[1, 4], 4, &[("a publication lost", 2)]);
+        check(&[1, 2, 2], 3, &[("a publication twice or out of order", 1)]);
+        check(&[1, 3, 2], 3, &[("a publication lost", 1), ("a publication twice or out of order", 1)]);
+        check(&[1, 2], 1, &[("a publication that nobody published", 1)]);
+    }
+
+    #[test]
+    fn a_lost_publication_or_subscriber_keeps_nobody_waiting() {
+        let (mut fanout, mut net, board) = fanout(0);
+        (0..3).for_each(|sequence| board.note_published(sequence, 0));
+        for index in [0, 1] {
+            [1, 3].into_iter().for_each(|offset| fanout.delivery(&mut net, index, offset));
+        }
+        assert_eq!(fanout.completed(), 0);
+        fanout.delivery(&mut net, 2, 1);
+        assert_eq!(fanout.completed(), 1);
+        fanout.closed(&mut net, 2, false);
+        assert_eq!(fanout.completed(), 3, "the two that are left have, or have lost, all three");
+        fanout.closed(&mut net, 0, false);
+        fanout.closed(&mut net, 1, false);
+        board.note_published(3, 0);
+        assert_eq!(fanout.completed(), 4);
+    }
+}
