@@ -7,5 +7,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // First of all: what is touched before keeps its huge pages.
+    ringmain::io::refuse_huge_pages();
     ringmain::control::cli::main()
 }

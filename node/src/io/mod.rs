@@ -50,7 +50,7 @@ pub use close::{DISCARD_BYTES_MAX, DISCARD_MS_MAX};
 pub use doorbell::Waker;
 pub use inbox::{ControlSender, SendError};
 pub use kernel::{KERNEL_MIN, KernelFacts, StartError};
-pub use limits::{NofileLimit, SLOTS_MARGIN, raise_nofile, slots_allowed, table_slots};
+pub use limits::{NofileLimit, SLOTS_MARGIN, raise_nofile, refuse_huge_pages, slots_allowed, table_slots};
 pub use listen::{
     BoundAddress, Holder, LISTENERS_MAX, ListenError, ListenSpec, Listeners, ParseListenError, ShardListener,
     SocketOptions,
