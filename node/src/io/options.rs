@@ -90,8 +90,6 @@ pub enum Mutation {
     SendMayWait,
     /// Sends without `MSG_WAITALL`: a short send is a success, and tells nobody.
     SendMayBeShort,
-    /// Sends without `MSG_NOSIGNAL`: a broken socket raises SIGPIPE.
-    SendMaySignal,
     /// Closes with operations in flight.
     CloseWithoutCancel,
 }

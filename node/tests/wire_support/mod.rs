@@ -7,3 +7,4 @@ pub mod engine;
 pub mod node;
 pub mod outbox;
 pub mod sockets;
+pub mod stream;
