@@ -67,7 +67,7 @@ impl Core {
             Request::Unsubscribe { channel } => self.unsubscribe_command(slot, id, &channel, now),
             Request::Publish { channel, data } => self.publish_command(slot, id, &channel, data, now),
             Request::Presence { channel } => {
-                self.query(slot, id, &channel, Access::Presence, Query::Presence, now)
+                self.query(slot, id, &channel, Access::Presence, Query::Presence, now);
             }
             Request::PresenceStats { channel } => {
                 self.query(slot, id, &channel, Access::Presence, Query::PresenceStats, now);
@@ -82,7 +82,7 @@ impl Core {
             Request::Send { .. } => self.end_input(slot, CloseReason::NotAvailable, now),
             Request::Refresh { token } => self.refresh_command(slot, id, &token, now),
             Request::SubRefresh { channel, token } => {
-                self.sub_refresh_command(slot, id, &channel, &token, now)
+                self.sub_refresh_command(slot, id, &channel, &token, now);
             }
             Request::Connect(_) | Request::Ping | Request::Pong | Request::Empty => {
                 self.end_input(slot, CloseReason::BadRequest, now);

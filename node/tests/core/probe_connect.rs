@@ -9,7 +9,7 @@ use crate::protocol::token;
 /// What the first frame of a connection gets, on one shard and on three.
 #[track_caller]
 fn check(connect: &str, expected: &Value) {
-    check_frame(&format!(r#"{{"id":1,"connect":{connect}}}"#), &[expected.clone()], None);
+    check_frame(&format!(r#"{{"id":1,"connect":{connect}}}"#), std::slice::from_ref(expected), None);
 }
 
 #[track_caller]
@@ -251,7 +251,7 @@ fn server_side_subscriptions_recover_and_live_on() {
                 {"data": 2, "offset": 2, "info": info}, {"data": 3, "offset": 3, "info": info}
             ]
         });
-        assert_same(&[sub.clone()], &[expected], "recovery in connect");
+        assert_same(std::slice::from_ref(sub), &[expected], "recovery in connect");
         world.take_json(writer);
         world.ask(writer, "publish", r#"{"channel":"room:a","data":4}"#);
         let expected = json!({"push": {"channel": "room:a", "pub": {"data": 4, "offset": 4, "info": info}}});
