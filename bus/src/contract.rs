@@ -135,6 +135,11 @@ pub trait Bus {
     /// nothing is due by time alone.
     fn next_deadline(&self) -> Option<u64>;
 
+    /// Bytes of history kept in this shard's memory; 0 where a broker keeps it.
+    fn history_bytes(&self) -> usize {
+        0
+    }
+
     /// The last health told; a port starts `Down` until its first contact, the embedded bus is always `Up`.
     fn health(&self) -> Health;
 }

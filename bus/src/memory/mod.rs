@@ -337,6 +337,10 @@ impl Bus for EmbeddedBus {
         (self.slots.len() > 0).then_some(self.sweep.next_ms)
     }
 
+    fn history_bytes(&self) -> usize {
+        self.pool.used_bytes()
+    }
+
     fn health(&self) -> Health {
         Health::Up
     }

@@ -10,6 +10,7 @@ use ringmain_proto::message::{Publication, Push, TagsBuf};
 use ringmain_proto::time::Now;
 
 use super::api::*;
+use super::channel::Channel;
 use super::channel::Namespace;
 use super::config::RecoveryMode;
 use super::connect::seconds32;
@@ -254,24 +255,25 @@ impl Core {
 
     // --- the node ---
 
-    fn active_channels(&self, pattern: &str) -> Vec<(Arc<str>, u32)> {
+    /// Channels homed here that somebody in the node is subscribed to, with their subscriptions.
+    fn active(&self) -> impl Iterator<Item = (&Channel, u32)> {
         let homed = self.channels.iter().filter(|(_, channel)| channel.home == self.shard);
-        let active = homed.filter_map(|(_, channel)| {
-            let subs = channel.home_part.as_ref()?.subscriptions();
-            let matches = pattern.is_empty() || glob(pattern.as_bytes(), channel.name.as_bytes());
-            (subs > 0 && matches).then(|| (Arc::clone(&channel.name), subs))
-        });
-        active.collect()
+        let counted = homed.map(|(_, channel)| (channel, self.subscriptions_of(channel)));
+        counted.filter(|(_, subs)| *subs > 0)
+    }
+
+    fn active_channels(&self, pattern: &str) -> Vec<(Arc<str>, u32)> {
+        let matching = self
+            .active()
+            .filter(|(channel, _)| pattern.is_empty() || glob(pattern.as_bytes(), channel.name.as_bytes()));
+        matching.map(|(channel, subs)| (Arc::clone(&channel.name), subs)).collect()
     }
 
     fn figures(&self) -> Answer {
-        let homed = self.channels.iter().filter(|(_, channel)| channel.home == self.shard);
-        let active = homed
-            .filter(|(_, channel)| channel.home_part.as_ref().is_some_and(|part| part.subscriptions() > 0));
         Answer::Info {
             num_clients: self.metrics.get(Metric::Sessions) as u32,
             user_hashes: self.sessions.user_hashes(),
-            num_channels: active.count() as u32,
+            num_channels: self.active().count() as u32,
             num_subs: self.metrics.get(Metric::Subscriptions) as u32,
         }
     }

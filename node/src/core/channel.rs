@@ -56,7 +56,9 @@ pub(crate) struct Channel {
     pub(crate) top: u64,
     pub(crate) subs: u32,
     pub(crate) variants: SmallVec<[Variant; 1]>,
-    /// On the home shard, while somebody is subscribed anywhere in the node.
+    /// On the home shard: the bus has confirmed interest.
+    pub(crate) opened: bool,
+    /// On the home shard, while another shard is subscribed or somebody is present.
     pub(crate) home_part: Option<Box<HomePart>>,
     /// Newest publication per key, in namespaces that skip slow readers forward.
     pub(crate) latest: Option<Box<Latest>>,
@@ -88,7 +90,8 @@ impl Channel {
         Some(self.variants.len() as u8 - 1)
     }
 
-    /// Whether this shard has no reason to keep it (the bus may still have one).
+    /// Whether nobody subscribed through this shard or, on the home shard, through any (the bus may still
+    /// keep something).
     pub(crate) fn is_unused(&self) -> bool {
         self.subs == 0 && self.home_part.is_none()
     }
@@ -248,6 +251,7 @@ impl Channels {
             top: 0,
             subs: 0,
             variants: SmallVec::new(),
+            opened: false,
             home_part: None,
             latest,
         });

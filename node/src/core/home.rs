@@ -23,13 +23,14 @@ use ringmain_proto::message::{ClientInfo, Publication, Push};
 use ringmain_proto::time::Now;
 
 use super::api::Member;
-use super::channel::NoChannel;
+use super::channel::{Channel, NoChannel};
 use super::config::CoreConfig;
 use super::engine::ShardIndex;
 use super::latest::KEY_TAG;
 use super::log::Log;
 use super::mesh::*;
 use super::metrics::Metric;
+use super::presence::Presence;
 use super::shard::Core;
 use super::text::ClientText;
 
@@ -38,27 +39,20 @@ const RELAY_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of one relayed message at the most, beyond one publication.
 const RELAY_MESSAGE_BYTES_MAX: u64 = 256 * 1024;
 
-/// The home's side of a channel; exists while somebody in the node is subscribed.
+/// The home's side of a channel; exists while another shard is subscribed, or somebody is present.
 #[derive(Debug, Default)]
 pub(crate) struct HomePart {
-    /// Subscriptions of this shard.
-    local: u32,
     /// Other shards with subscriptions.
     peers: Vec<Peer>,
     /// What a peer has not been sent yet, as records.
     relay: Option<Box<Log>>,
-    #[expect(clippy::box_collection, reason = "most channels have no presence: one null pointer")]
-    presence: Option<Box<HashMap<u128, Arc<IdentityInfo>>>>,
-    /// Whether the bus has confirmed interest.
-    opened: bool,
-    /// Who waits for that.
-    waiting: Vec<(ShardIndex, Box<SubscribeAtHome>)>,
+    presence: Presence,
 }
 
 impl HomePart {
-    /// Subscriptions of all shards.
+    /// Subscriptions of other shards.
     pub(crate) fn subscriptions(&self) -> u32 {
-        self.local + self.peers.iter().map(|peer| peer.subs).sum::<u32>()
+        self.peers.iter().map(|peer| peer.subs).sum()
     }
 }
 
@@ -82,6 +76,8 @@ struct Peer {
 pub(crate) struct Waiters {
     next: u64,
     waiting: HashMap<u64, Waiter>,
+    /// Subscriptions of channels for which the bus has not confirmed interest yet.
+    opening: HashMap<u32, Vec<(ShardIndex, Box<SubscribeAtHome>)>>,
 }
 
 #[derive(Debug)]
@@ -413,12 +409,12 @@ impl Core {
             Ok(index) => index,
             Err(reason) => return self.refuse(from, request, no_channel(reason), now),
         };
-        let part = self.channels.get_mut(index).home_part.get_or_insert_default();
-        if part.opened {
+        if self.channels.get(index).opened {
             return self.subscribe_opened(index, from, request, now);
         }
-        part.waiting.push((from, request));
-        if part.waiting.len() > 1 {
+        let waiting = self.waiters.opening.entry(index).or_default();
+        waiting.push((from, request));
+        if waiting.len() > 1 {
             return;
         }
         let token = self.waiters.token();
@@ -436,12 +432,11 @@ impl Core {
         if self.channels.try_get(index).is_none() {
             return;
         }
-        let channel = self.channels.get_mut(index);
-        let Some(part) = &mut channel.home_part else { return };
-        let waiting = std::mem::take(&mut part.waiting);
+        let waiting = self.waiters.opening.remove(&index).unwrap_or_default();
         match result {
             Ok(position) => {
-                part.opened = true;
+                let channel = self.channels.get_mut(index);
+                channel.opened = true;
                 channel.epoch = position.epoch.get();
                 channel.top = position.offset;
                 for (from, request) in waiting {
@@ -449,11 +444,10 @@ impl Core {
                 }
             }
             Err(error) => {
-                channel.home_part = None;
                 for (from, request) in waiting {
                     self.refuse(from, request, bus_error(error), now);
                 }
-                self.drop_channel_if_unused(index, now);
+                self.close_if_unused(index, now);
             }
         }
     }
@@ -531,27 +525,27 @@ impl Core {
         while from != self.shard && self.flush_peer(index, from, now) {}
         let channel = self.channels.get_mut(index);
         let (epoch, top) = (channel.epoch, channel.top);
-        let part = channel.home_part.get_or_insert_default();
-        if from == self.shard {
-            part.local += 1;
-        } else if let Some(peer) = part.peers.iter_mut().find(|peer| peer.shard == from) {
-            peer.subs += 1;
-            peer.member = request.member;
-        } else {
-            let at = part.relay.as_ref().map_or(0, |relay| relay.head());
-            part.peers.push(Peer {
-                shard: from,
-                subs: 1,
-                member: request.member,
-                at,
-                offset: top,
-                listed: false,
-                gap: false,
-            });
+        if from != self.shard {
+            let part = channel.home_part.get_or_insert_default();
+            if let Some(peer) = part.peers.iter_mut().find(|peer| peer.shard == from) {
+                peer.subs += 1;
+                peer.member = request.member;
+            } else {
+                let at = part.relay.as_ref().map_or(0, |relay| relay.head());
+                part.peers.push(Peer {
+                    shard: from,
+                    subs: 1,
+                    member: request.member,
+                    at,
+                    offset: top,
+                    listed: false,
+                    gap: false,
+                });
+            }
         }
         let identity = request.identity.clone();
         if let Some(identity) = identity.as_ref().filter(|_| request.presence) {
-            part.presence.get_or_insert_default().insert(identity.client, Arc::clone(&identity.info));
+            channel.home_part.get_or_insert_default().presence.insert(identity);
         }
         let announce = request.announce;
         let result = Ok(Recovered { epoch, top, records, recovered });
@@ -564,40 +558,34 @@ impl Core {
     fn leave_at_home(&mut self, from: ShardIndex, leave: &LeaveAtHome, now: Now) {
         let Some(index) = self.channels.find(&leave.channel) else { return };
         let channel = self.channels.get_mut(index);
-        let Some(part) = &mut channel.home_part else { return };
-        if from == self.shard {
-            part.local -= 1;
-        } else if let Some(position) = part.peers.iter().position(|peer| peer.shard == from) {
-            part.peers[position].subs -= 1;
-            if part.peers[position].subs == 0 {
-                part.peers.swap_remove(position);
-            }
-        }
-        if let Some(identity) = &leave.identity {
-            if leave.presence
-                && let Some(presence) = &mut part.presence
-            {
-                presence.remove(&identity.client);
-                if presence.is_empty() {
-                    part.presence = None;
+        if let Some(part) = &mut channel.home_part {
+            if let Some(position) = part.peers.iter().position(|peer| peer.shard == from) {
+                part.peers[position].subs -= 1;
+                if part.peers[position].subs == 0 {
+                    part.peers.swap_remove(position);
                 }
             }
-            if leave.announce {
-                self.announce(index, false, identity, now);
+            if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence) {
+                part.presence.remove(identity.client);
             }
+            if part.peers.is_empty() && part.presence.is_empty() {
+                channel.home_part = None;
+            }
+        }
+        if let Some(identity) = leave.identity.as_ref().filter(|_| leave.announce) {
+            self.announce(index, false, identity, now);
         }
         self.close_if_unused(index, now);
     }
 
-    fn close_if_unused(&mut self, index: u32, now: Now) {
+    /// Ends the interest in a channel homed here that nobody in the node is subscribed to.
+    pub(crate) fn close_if_unused(&mut self, index: u32, now: Now) {
         let channel = self.channels.get_mut(index);
-        if let Some(part) = &channel.home_part
-            && part.local == 0
-            && part.peers.is_empty()
-            && part.waiting.is_empty()
-        {
-            channel.home_part = None;
-            self.bus.close(now, ChannelId(index));
+        if channel.is_unused() && !self.waiters.opening.contains_key(&index) {
+            if channel.opened {
+                channel.opened = false;
+                self.bus.close(now, ChannelId(index));
+            }
             self.drop_channel_if_unused(index, now);
         }
     }
@@ -605,7 +593,11 @@ impl Core {
     /// Forgets a channel that neither this shard nor the bus needs.
     pub(crate) fn drop_channel_if_unused(&mut self, index: u32, now: Now) {
         let Some(channel) = self.channels.try_get(index) else { return };
-        if channel.is_unused() && (channel.home != self.shard || self.bus.is_idle(now, ChannelId(index))) {
+        let held = channel.opened || self.waiters.opening.contains_key(&index);
+        if channel.is_unused()
+            && !held
+            && (channel.home != self.shard || self.bus.is_idle(now, ChannelId(index)))
+        {
             self.bus.forget(ChannelId(index));
             self.channels.remove(index);
         }
@@ -688,7 +680,7 @@ impl Core {
         let mut members: Vec<Member> = presence
             .iter()
             .map(|(client, info)| Member {
-                client: ClientText::new(*client).as_str().to_owned(),
+                client: ClientText::new(client).as_str().to_owned(),
                 user: info.user.to_string(),
                 conn_info: info.conn_info.as_deref().map(<[u8]>::to_vec),
                 chan_info: info.chan_info.as_deref().map(<[u8]>::to_vec),
@@ -701,15 +693,20 @@ impl Core {
     /// Numbers of clients and of distinct users in a channel homed here.
     pub(crate) fn presence_stats_of(&self, channel: &str) -> (u32, u32) {
         let Some(presence) = self.presence_of(channel) else { return (0, 0) };
-        let mut users: Vec<&str> = presence.values().map(|info| &*info.user).collect();
+        let mut users: Vec<&str> = presence.iter().map(|(_, info)| &*info.user).collect();
         users.sort_unstable();
         users.dedup();
         (presence.len() as u32, users.len() as u32)
     }
 
-    fn presence_of(&self, channel: &str) -> Option<&HashMap<u128, Arc<IdentityInfo>>> {
+    fn presence_of(&self, channel: &str) -> Option<&Presence> {
         let index = self.channels.find(channel)?;
-        self.channels.get(index).home_part.as_ref()?.presence.as_deref()
+        Some(&self.channels.get(index).home_part.as_ref()?.presence)
+    }
+
+    /// Subscriptions of all shards to a channel homed here.
+    pub(crate) fn subscriptions_of(&self, channel: &Channel) -> u32 {
+        channel.subs + channel.home_part.as_ref().map_or(0, |part| part.subscriptions())
     }
 
     /// Reads history of a channel homed here; `None`: the answer comes late, under the token.

@@ -18,6 +18,7 @@ mod log;
 pub mod mesh;
 pub mod metrics;
 mod output;
+mod presence;
 mod session;
 mod shard;
 mod subscribe;

@@ -397,6 +397,7 @@ impl Engine for Core {
 
     fn metrics(&mut self) -> &mut Values {
         self.metrics.set(Metric::Channels, self.channels.len() as u64);
+        self.metrics.set(Metric::HistoryBytes, self.bus.history_bytes() as u64);
         self.metrics.set(Metric::LogBytes, self.channels.log_bytes() as u64);
         &mut self.metrics
     }

@@ -368,7 +368,7 @@ impl Core {
         let channel = self.channels.get_mut(index);
         channel.subs -= 1;
         if channel.subs == 0 {
-            self.drop_channel_if_unused(index, now);
+            self.close_if_unused(index, now);
         }
     }
 
