@@ -13,10 +13,11 @@ use ringmain_proto::message::{ConnectRequest, ConnectResult, Reply, SubscribeReq
 use ringmain_proto::time::Now;
 
 use super::auth::{ConnectionClaims, SubOptions, TokenError};
-use super::commands::{BROADCAST_CHANNEL, subscription_options};
+use super::commands::BROADCAST_CHANNEL;
 use super::engine::Slot;
 use super::mesh::RecoverFrom;
 use super::metrics::Metric;
+use super::permission::{Refusal, subscription_options};
 use super::session::*;
 use super::shard::Core;
 use super::subscribe::{NewSub, bounded_expiry, publications_in, ttl_of};
@@ -39,8 +40,8 @@ impl Core {
     pub(crate) fn connect(&mut self, slot: Slot, id: u32, request: &ConnectRequest<'_>, now: Now) {
         match self.permitted(slot, request, now) {
             Ok(wanted) => self.begin_connect(slot, id, request, wanted, now),
-            Err(ConnectRefusal::Error(error)) => self.refuse_connect(slot, id, error, now),
-            Err(ConnectRefusal::Close(reason)) => self.close(slot, reason, now),
+            Err(Refusal::Error(error)) => self.refuse_connect(slot, id, error, now),
+            Err(Refusal::Close(reason)) => self.close(slot, reason, now),
         }
     }
 
@@ -50,7 +51,7 @@ impl Core {
         slot: Slot,
         request: &ConnectRequest<'_>,
         now: Now,
-    ) -> Result<BTreeMap<String, Wanted>, ConnectRefusal> {
+    ) -> Result<BTreeMap<String, Wanted>, Refusal> {
         let claims = self.authenticate(request, now)?;
         let session = self.sessions.get_mut(slot);
         session.user = claims.sub.as_str().into();
@@ -60,7 +61,7 @@ impl Core {
         let wanted = self.wanted_subs(slot, claims.subs, request)?;
         let counted = wanted.values().filter(|wanted| !wanted.automatic).count();
         if counted > self.config.client.channel_limit as usize {
-            return Err(ConnectRefusal::Close(CloseReason::ChannelLimit));
+            return Err(Refusal::Close(CloseReason::ChannelLimit));
         }
         let expire_at = bounded_expiry(claims.expire_at, now);
         if expire_at.is_some_and(|at| at < now.unix_s()) {
@@ -105,23 +106,19 @@ impl Core {
         self.connect_step(slot, now);
     }
 
-    fn authenticate(
-        &self,
-        request: &ConnectRequest<'_>,
-        now: Now,
-    ) -> Result<ConnectionClaims, ConnectRefusal> {
+    fn authenticate(&self, request: &ConnectRequest<'_>, now: Now) -> Result<ConnectionClaims, Refusal> {
         if request.token.is_empty() {
             if !self.config.client.allow_anonymous_connect_without_token {
-                return Err(ConnectRefusal::Close(CloseReason::BadRequest));
+                return Err(Refusal::Close(CloseReason::BadRequest));
             }
             return Ok(ConnectionClaims::default());
         }
         let claims = self.verifier.connection(&request.token, now).map_err(|error| match error {
-            TokenError::Expired => ConnectRefusal::Error(ErrorCode::TokenExpired),
-            TokenError::Invalid => ConnectRefusal::Close(CloseReason::InvalidToken),
+            TokenError::Expired => Refusal::Error(ErrorCode::TokenExpired),
+            TokenError::Invalid => Refusal::Close(CloseReason::InvalidToken),
         })?;
         if claims.sub.len() > self.config.client.user_bytes_max as usize {
-            return Err(ConnectRefusal::Close(CloseReason::InvalidToken));
+            return Err(Refusal::Close(CloseReason::InvalidToken));
         }
         Ok(claims)
     }
@@ -133,7 +130,7 @@ impl Core {
         slot: Slot,
         claimed: Vec<(String, SubOptions)>,
         request: &ConnectRequest<'_>,
-    ) -> Result<BTreeMap<String, Wanted>, ConnectRefusal> {
+    ) -> Result<BTreeMap<String, Wanted>, Refusal> {
         let mut wanted = BTreeMap::new();
         for (name, options) in claimed {
             if self.channels.namespace_of(&name).is_none() {
@@ -155,7 +152,7 @@ impl Core {
                     wanted.entry(name.to_string()).or_default();
                 }
                 // As Centrifugo does it: what is merely not permitted is passed over.
-                Err(ErrorCode::UnknownChannel) => return Err(ConnectRefusal::Close(CloseReason::BadRequest)),
+                Err(ErrorCode::UnknownChannel) => return Err(Refusal::Close(CloseReason::BadRequest)),
                 Err(_) => {}
             }
         }
@@ -307,20 +304,6 @@ impl Core {
             return self.close(slot, CloseReason::TooManyRequests, now);
         }
         connecting.backlog.push(message.to_vec());
-    }
-}
-
-/// Why a connect command is refused.
-enum ConnectRefusal {
-    /// An error reply; the client may be told of nothing else until it goes.
-    Error(ErrorCode),
-    /// The connection closes.
-    Close(CloseReason),
-}
-
-impl From<ErrorCode> for ConnectRefusal {
-    fn from(error: ErrorCode) -> Self {
-        Self::Error(error)
     }
 }
 

@@ -23,6 +23,10 @@ use super::output::Lag;
 use super::session::*;
 use super::shard::Core;
 
+/// The part of a connection's own queue that one replay may fill, as a divisor: the rest of it is asked
+/// for when these bytes are out, and replies find room meanwhile.
+const REPLAY_SHARE: usize = 4;
+
 /// What a permitted subscription is made of.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NewSub {
@@ -66,13 +70,26 @@ impl NewSub {
     }
 }
 
+impl Joining {
+    fn of(new: &mut NewSub) -> Self {
+        Self {
+            id: new.id,
+            recover: new.recover.is_some(),
+            since_offset: new.recover.as_ref().map_or(0, |recover| recover.offset),
+            strict: new.strict,
+            data: new.data.take(),
+            then: Vec::new(),
+        }
+    }
+}
+
 impl Core {
     /// Asks the home for a subscription. On an error nothing has changed.
     pub(crate) fn subscribe(
         &mut self,
         slot: Slot,
         name: &str,
-        new: NewSub,
+        mut new: NewSub,
         now: Now,
     ) -> Result<(), ErrorCode> {
         let index = self.channels.get_or_create(name).map_err(super::home::no_channel)?;
@@ -88,18 +105,9 @@ impl Core {
         let flags = new.flags();
         session.pending += u32::from(new.id != 0);
         session.subs.push(Sub { channel: index, index: 0, state: SubState::Joining, variant, flags });
-        let joining = Joining {
-            id: new.id,
-            recover: new.recover.is_some(),
-            since_offset: new.recover.as_ref().map_or(0, |recover| recover.offset),
-            strict: new.strict,
-            data: new.data,
-            then: Vec::new(),
-        };
         let extra = session.sub_extra_mut(index);
-        extra.expire_at = new.expire_at;
-        extra.chan_info = new.chan_info;
-        extra.joining = Some(Box::new(joining));
+        extra.joining = Some(Box::new(Joining::of(&mut new)));
+        (extra.expire_at, extra.chan_info) = (new.expire_at, new.chan_info);
         let identity = (new.presence || new.announce)
             .then(|| Identity { client: session.client, info: Arc::new(session.identity_info(index)) });
         let origin = Origin { slot, serial: session.serial, id: new.id };
@@ -417,8 +425,12 @@ impl Core {
         let (name, codec) = (Arc::clone(&channel.name), channel.variants[usize::from(variant)].key.codec);
         // What this shard has not delivered yet comes through its log.
         let top = channel.top;
+        let enough = self.config.client.own_queue_bytes_max as usize / REPLAY_SHARE;
         let mut offset = after;
         for publication in publications_of(records).into_iter().take_while(|p| p.offset <= top) {
+            if offset > after && self.out.own_len(slot) >= enough {
+                break;
+            }
             offset = publication.offset;
             self.out.append_own(slot, |out| {
                 let start = ringmain_proto::ws::begin_frame(out);
@@ -503,6 +515,7 @@ impl Core {
         if session.input_ended && session.pending == 0 {
             self.finish_input(slot, now);
         }
+        self.check_own_queue(slot, now);
     }
 }
 
