@@ -150,17 +150,14 @@ impl Core {
     }
 
     /// What a connection has to do with a channel, as far as its commands until now go.
-    fn standing(&mut self, slot: Slot, name: &str) -> Standing {
+    fn standing(&self, slot: Slot, name: &str) -> Standing {
         let Some(index) = self.channels.find(name) else { return Standing::None };
         let Some(sub) = self.sessions.sub(slot, index) else { return Standing::None };
-        if sub.state == SubState::Joining {
-            let last = self.joining(slot, name).and_then(|joining| joining.then.last());
-            return match last {
-                Some(Follow::Unsubscribe(_) | Follow::Revoke) => Standing::Leaving,
-                Some(Follow::Subscribe(_)) | None => Standing::Subscribed,
-            };
+        if !self.sessions.get(slot).holds(index) {
+            return Standing::Leaving;
         }
-        if sub.flags & SUB_SERVER_SIDE != 0 && name == BROADCAST_CHANNEL {
+        let settled = sub.state != SubState::Joining;
+        if settled && sub.flags & SUB_SERVER_SIDE != 0 && name == BROADCAST_CHANNEL {
             return Standing::Automatic(index);
         }
         Standing::Subscribed

@@ -200,7 +200,7 @@ impl Core {
         }
         let session = self.sessions.get(slot);
         let known = !session.user.is_empty() || anonymous;
-        let subscribed = || index.is_some_and(|index| self.sessions.sub(slot, index).is_some());
+        let subscribed = || index.is_some_and(|index| session.holds(index));
         if known && (client || subscriber && subscribed()) {
             Ok(index)
         } else {

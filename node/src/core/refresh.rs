@@ -93,7 +93,7 @@ impl Core {
         if name.is_empty() {
             return Err(Refusal::Close(CloseReason::BadRequest));
         }
-        let index = self.channels.find(name);
+        let index = self.channels.find(name).filter(|index| self.sessions.get(slot).holds(*index));
         let sub = index.and_then(|index| self.sessions.sub(slot, index));
         let &Sub { channel, flags, .. } = sub.ok_or(ErrorCode::PermissionDenied)?;
         if flags & SUB_SERVER_SIDE != 0 {

@@ -286,6 +286,17 @@ impl Session {
         }
     }
 
+    /// Whether it is subscribed, or will be, as far as the commands until now go.
+    pub(crate) fn holds(&self, channel: u32) -> bool {
+        let Some(sub) = self.subs.iter().find(|sub| sub.channel == channel) else { return false };
+        if sub.state != SubState::Joining {
+            return true;
+        }
+        let joining = self.sub_extra(channel).and_then(|sub| sub.joining.as_ref());
+        let last = joining.and_then(|joining| joining.then.last());
+        !matches!(last, Some(Follow::Unsubscribe(_) | Follow::Revoke))
+    }
+
     /// Subscriptions that count against the channel limit.
     pub(crate) fn counted_subs(&self) -> usize {
         self.subs.iter().filter(|sub| sub.flags & SUB_AUTOMATIC == 0).count()

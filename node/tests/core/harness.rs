@@ -342,7 +342,7 @@ impl World {
                         client.awaits_writable = true;
                     }
                 }
-                Effect::Finish(slot) | Effect::Abort(slot) => {
+                Effect::Finish(slot) | Effect::Close(slot) | Effect::Abort(slot) => {
                     if let Some(client) = self.client_at(shard, slot) {
                         client.gone = Some(effect);
                     }

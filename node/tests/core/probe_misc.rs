@@ -2,6 +2,7 @@
 
 use ringmain::core::api::{Answer, Call, SubscribeOptions, UserSelector, home_of};
 use ringmain::core::config::SlowConsumer;
+use ringmain::core::engine::Engine;
 use serde_json::{Value, json};
 
 use crate::harness::World;
@@ -248,6 +249,29 @@ fn a_batch_with_connect_and_a_breach() {
         let ids: Vec<u64> = got.iter().filter_map(|value| value["id"].as_u64()).collect();
         assert_eq!(ids, [1, 2], "{got:?}");
         assert_eq!(world.close_code(client), 3501);
+    }
+}
+
+#[test]
+fn what_came_before_a_fin_is_answered_first() {
+    for shards in [1, 3] {
+        for shard in 0..usize::from(shards) {
+            let mut world = World::new(shards, 1, &probe_config());
+            let client = world.websocket(shard);
+            let connect = format!(r#"{{"id":1,"connect":{}}}"#, with_token(&json!({"sub": "7"})));
+            let subscribe =
+                |id: u32, channel: &str| json!({"id": id, "subscribe": {"channel": channel}}).to_string();
+            let batch = [connect, subscribe(2, "room:a"), subscribe(3, "room:b"), subscribe(4, "no:a")];
+            world.text(client, &batch.join("\n"));
+            let slot = world.clients[client].slot;
+            world.cores[shard].input_ended(slot, world.now);
+            world.run();
+            let got = world.take_json(client);
+            let mut ids: Vec<u64> = got.iter().filter_map(|value| value["id"].as_u64()).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, [1, 2, 3, 4], "{got:?} on {shards} shards");
+            assert!(world.clients[client].gone.is_some(), "then it ends");
+        }
     }
 }
 
@@ -528,5 +552,62 @@ fn the_broadcast_channel_may_be_taken_over_and_left() {
         world.ask(client, "unsubscribe", r#"{"channel":"broadcast:global"}"#);
         publish(&mut world);
         assert!(world.take_json(client).is_empty());
+    }
+}
+
+/// Random commands of several connections in random batches, while shards stand still and go on: each
+/// is answered once, and subscribing and leaving come out as if one had been done after the other.
+#[test]
+fn every_command_is_answered_once_and_as_if_in_order() {
+    for seed in 1..120 {
+        println!("seed {seed}");
+        let shards = 1 + (seed % 4) as u16;
+        let mut world = World::new(shards, seed, &probe_config());
+        let clients: Vec<usize> = (0..3).map(|n| world.connected(n % usize::from(shards), "{}").0).collect();
+        let mut subscribed = [[false; 3]; 3];
+        let mut expected: Vec<Vec<(u64, Option<u64>)>> = vec![Vec::new(); 3];
+        let mut id = 1;
+        for _ in 0..60 {
+            match world.dice.below(6) {
+                0 => world.paused = Some(world.dice.below(u64::from(shards)) as usize),
+                1 => world.paused = None,
+                2 => world.run(),
+                _ => {
+                    let n = world.dice.below(3) as usize;
+                    let mut batch = Vec::new();
+                    for _ in 0..=world.dice.below(4) {
+                        id += 1;
+                        let channel = world.dice.below(3) as usize;
+                        let body = json!({"channel": format!("room:{channel}"), "data": 1, "limit": 1});
+                        let (method, error) = match (world.dice.below(6), &mut subscribed[n][channel]) {
+                            (0 | 1, held) if *held => ("subscribe", Some(105)),
+                            (0 | 1, held) => {
+                                *held = true;
+                                ("subscribe", None)
+                            }
+                            (2 | 3, held) => {
+                                *held = false;
+                                ("unsubscribe", None)
+                            }
+                            (4, held) => ("publish", (!*held).then_some(103)),
+                            (_, held) => ("history", (!*held).then_some(103)),
+                        };
+                        expected[n].push((id, error));
+                        batch.push(json!({"id": id, method: body}).to_string());
+                    }
+                    world.text(clients[n], &batch.join("\n"));
+                }
+            }
+        }
+        world.paused = None;
+        world.run();
+        for (client, expected) in clients.iter().zip(&expected) {
+            let replies = world.take_json(*client).into_iter().filter(|value| value.get("id").is_some());
+            let mut got: Vec<(u64, Option<u64>)> = replies
+                .map(|reply| (reply["id"].as_u64().expect("an id"), reply["error"]["code"].as_u64()))
+                .collect();
+            got.sort_unstable();
+            assert_eq!(got, *expected, "seed {seed}");
+        }
     }
 }
