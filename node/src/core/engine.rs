@@ -66,6 +66,9 @@ pub enum Effect {
     /// Everything is flushed: shutdown(WR), discard what still comes for a bounded time, close, free
     /// the slot, then [`Engine::released`].
     Finish(Slot),
+    /// Everything is flushed and the peer has sent its last byte: close, which sends FIN, free the slot,
+    /// then [`Engine::released`].
+    Close(Slot),
     /// Close without ceremony, free the slot, then [`Engine::released`].
     Abort(Slot),
     /// Stop accepting for good: the node drains.

@@ -113,6 +113,7 @@ pub(crate) struct Output {
     /// The slots of this turn whose send was not taken whole.
     pub(crate) failed: Vec<Slot>,
     own_bytes: usize,
+    lag_count: usize,
 }
 
 /// Capacity beyond which the arena is given back after a turn, in bytes.
@@ -141,6 +142,7 @@ impl Output {
         let out = &mut self.slots[index];
         if let Some(waiting) = out.waiting.take() {
             self.own_bytes -= waiting.bytes.len();
+            self.lag_count -= waiting.lags.len();
         }
         out.len = 0;
         // SENT, ARENA and QUEUED are cleared by those who hold the slot in their lists.
@@ -250,6 +252,7 @@ impl Output {
     /// Gives the slot a cursor of its own, behind those it has.
     pub(crate) fn push_lag(&mut self, slot: Slot, lag: Lag) {
         self.slots[slot as usize].waiting.get_or_insert_default().lags.push_back(lag);
+        self.lag_count += 1;
         self.mark(slot, WAITING);
         self.make_ready(slot);
     }
@@ -272,7 +275,9 @@ impl Output {
     /// Removes the slot's cursor in a channel.
     pub(crate) fn remove_lag(&mut self, slot: Slot, channel: u32) {
         if let Some(waiting) = &mut self.slots[slot as usize].waiting {
+            let before = waiting.lags.len();
             waiting.lags.retain(|lag| lag.channel != channel);
+            self.lag_count -= before - waiting.lags.len();
             self.drop_waiting_if_empty(slot);
         }
     }
@@ -425,5 +430,6 @@ impl Output {
             self.arena = Vec::new();
         }
         metrics.set(Metric::OwnBytes, self.own_bytes as u64);
+        metrics.set(Metric::Lagging, self.lag_count as u64);
     }
 }

@@ -232,7 +232,9 @@ impl Core {
             }
             self.flushing.swap_remove(position);
             if self.sessions.get(slot).stage == Stage::Closing {
-                self.leave_loop(slot, Effect::Finish(slot));
+                // A peer that has said its last word needs no FIN in advance and sends nothing to discard.
+                let ended = self.sessions.get(slot).input_ended;
+                self.leave_loop(slot, if ended { Effect::Close(slot) } else { Effect::Finish(slot) });
             }
         }
     }

@@ -310,6 +310,7 @@ impl Core {
             Event::Close { code, .. } => {
                 self.metrics.add(Metric::CloseNormal, 1);
                 self.end_session(slot, now);
+                self.sessions.get_mut(slot).input_ended = true;
                 self.out.raw(slot, |out| ws::write_close(out, code, ""));
                 self.finish_when_flushed(slot, now);
             }

@@ -218,6 +218,7 @@ impl<E: Engine> ShardLoop<E> {
             match effect {
                 Effect::AwaitWritable(slot) => self.wire.await_writable(slot),
                 Effect::Finish(slot) => self.wire.finish(slot, now.mono_ms),
+                Effect::Close(slot) => self.wire.close_after_peer(slot),
                 Effect::Abort(slot) => self.wire.abort(slot),
                 Effect::StopAccepting => {
                     self.seat.mesh.close_seat(self.seat.index);

@@ -13,7 +13,6 @@ const OPEN: &[(&str, &str)] = &[
     ("namespaces.room.force_recovery", "true"),
     ("namespaces.room.presence", "true"),
     ("namespaces.room.join_leave", "true"),
-    ("namespaces.room.force_push_join_leave", "true"),
     ("namespaces.room.allow_subscribe_for_client", "true"),
     ("namespaces.room.allow_subscribe_for_anonymous", "true"),
     ("namespaces.room.allow_publish_for_subscriber", "true"),
