@@ -90,7 +90,8 @@ pub struct ClientConfig {
     /// How long an unfinished frame or message may stay unfinished, in milliseconds (then 1008).
     #[schemars(range(min = 100, max = 600_000))]
     pub frame_timeout_ms: u64,
-    /// Subscriptions of one connection at the most.
+    /// Subscriptions of one connection at the most. Those to `user:ID` and `broadcast:global` that every
+    /// connection gets do not count.
     #[schemars(range(min = 1, max = 100_000))]
     pub channel_limit: u32,
     /// Length of a channel's name at the most, in bytes.
