@@ -360,6 +360,8 @@ impl Core {
         if self.out.hot(slot) & BLOCKED == 0 {
             self.out.block(slot, now.mono_ms);
             self.effects.push(Effect::AwaitWritable(slot));
+            // From now on it may stall.
+            self.arm_timer(slot, now);
         }
     }
 
