@@ -1,6 +1,7 @@
 // A node of the real binary: started on free ports, asked over HTTP, stopped by its process id.
 
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
@@ -53,18 +54,16 @@ export class Node {
   }
 
   /**
-   * Starts a node with 4 shards and `--demo`. `config` is the text of its file; `flags` and `env` are added;
-   * `listen` lists what follows the port of each listener.
+   * Starts a node with 4 shards and `--demo`. `config` is the text of its file; `flags` are added.
    */
-  static async start({ config = '', flags = [], env = {}, shards = 4, demo = true, listen = [''] } = {}) {
+  static async start({ config = '', flags = [], shards = 4, demo = true } = {}) {
     const directory = mkdtempSync(path.join(tmpdir(), 'ringmain-e2e-'));
     const file = path.join(directory, 'ringmain.toml');
     writeFileSync(file, config);
-    const args = ['serve', '--config', file, '--admin', '127.0.0.1:0', '--shards', String(shards)];
-    args.push(...listen.flatMap((suffix) => ['--listen', `127.0.0.1:0${suffix}`]));
-    args.push(...(demo ? ['--demo'] : []), ...flags);
+    const args = ['serve', '--config', file, '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0'];
+    args.push('--shards', String(shards), ...(demo ? ['--demo'] : []), ...flags);
     const secrets = { RINGMAIN_TOKEN_HMAC_SECRET: SECRET, RINGMAIN_API_KEY: API_KEY };
-    const child = spawn(BINARY, args, { env: { ...process.env, ...secrets, ...env } });
+    const child = spawn(BINARY, args, { env: { ...process.env, ...secrets } });
     const node = new Node(child, directory);
     process.once('exit', () => child.exitCode ?? child.kill('SIGKILL'));
     await node.ready();
@@ -175,6 +174,16 @@ export async function until(holds, ms = 5_000, explain = () => String(holds)) {
     }
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
+}
+
+/** A port that nobody listens on just now. */
+export async function freePort() {
+  const server = net.createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
 }
 
 /** Sends bytes, gives all that comes back until the peer ends the connection. */
