@@ -11,13 +11,14 @@ use ringmain::io::{Mutation, ShardOptions};
 use ringmain_proto::time::Now;
 use wire_support::engine::{Desk, Echo, Order, Protocol, TestEngine, Told};
 use wire_support::node::Node;
-use wire_support::sockets::connect;
+use wire_support::sockets::{End, connect, read_to_end};
 use wire_support::stream::{Streamer, plan, run};
 
 fn mutated(mutation: Mutation) -> fn(&mut ShardOptions) {
     match mutation {
         Mutation::SendMayWait => |options| options.mutation = Some(Mutation::SendMayWait),
         Mutation::SendMayBeShort => |options| options.mutation = Some(Mutation::SendMayBeShort),
+        Mutation::ShutDownByRing => |options| options.mutation = Some(Mutation::ShutDownByRing),
         Mutation::CloseWithoutCancel => |options| options.mutation = Some(Mutation::CloseWithoutCancel),
     }
 }
@@ -101,5 +102,19 @@ fn a_close_with_a_receive_armed_closes_nothing() {
     stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let error = stream.read(&mut [0; 1]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    node.stop();
+}
+
+#[test]
+fn an_orderly_closing_works_the_way_of_older_kernels_too() {
+    let plan = plan(mutated(Mutation::ShutDownByRing));
+    let node = Node::start(&plan, |_| || TestEngine::new(Echo { tells: true, ..Echo::default() }));
+    let mut stream = connect(node.address());
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+    node.order(0, Order::FinishAll);
+    assert_eq!(read_to_end(&stream), (Vec::new(), End::Fin));
+    drop(stream);
+    node.await_used(0);
     node.stop();
 }

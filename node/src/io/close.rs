@@ -8,14 +8,16 @@
 //! slot to the next connection.
 
 use std::collections::VecDeque;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use io_uring::types::{CancelBuilder, Fixed};
 use io_uring::{opcode, squeue};
+use rustix::net::Shutdown;
 
 use super::metrics::WireMetric;
 use super::options::Mutation;
 use super::slots::{Phase, flight};
-use super::tag::Op;
+use super::tag::{Op, Tag};
 use super::wire::Wire;
 use crate::core::engine::Slot;
 
@@ -47,11 +49,44 @@ impl Wire {
         let state = self.slots.state(slot);
         state.phase = Phase::Discarding;
         state.in_flight |= flight::SHUTDOWN;
+        if self.mutation == Some(Mutation::ShutDownByRing) {
+            self.shut_down_by_ring(slot);
+        } else {
+            let entry = opcode::FixedFdInstall::new(Fixed(slot), 0).build();
+            // SAFETY: the entry points to no memory.
+            unsafe { self.push(Op::Install, slot, entry) };
+        }
+        let generation = self.slots.generation(slot);
+        self.discards.waiting.push_back((now_ms + DISCARD_MS_MAX, slot, generation));
+    }
+
+    /// The socket of a slot got a file descriptor of its own, for a moment: shuts it down by that.
+    ///
+    /// The ring's own shutdown runs on a worker thread, always; where connections come and go that was a
+    /// fifth of the CPU (seen). It stays for kernels before 6.8 and for want of a file descriptor.
+    pub(super) fn shut_down(&mut self, tag: Tag, result: i32) {
+        let installed = (result >= 0).then(|| {
+            // SAFETY: the kernel has just made this descriptor for this completion alone.
+            unsafe { OwnedFd::from_raw_fd(result) }
+        });
+        if !self.slots.is_current(tag) {
+            return self.figures.add(WireMetric::Stale, 1);
+        }
+        match installed {
+            Some(fd) => {
+                // ENOTCONN: the peer has reset the connection, and the receive says so.
+                let _ = rustix::net::shutdown(&fd, Shutdown::Write);
+                self.slots.state(tag.slot).in_flight &= !flight::SHUTDOWN;
+                self.close_when_still(tag.slot);
+            }
+            None => self.shut_down_by_ring(tag.slot),
+        }
+    }
+
+    fn shut_down_by_ring(&mut self, slot: Slot) {
         let entry = opcode::Shutdown::new(Fixed(slot), libc::SHUT_WR).build();
         // SAFETY: the entry points to no memory.
         unsafe { self.push(Op::Shutdown, slot, entry) };
-        let generation = self.slots.generation(slot);
-        self.discards.waiting.push_back((now_ms + DISCARD_MS_MAX, slot, generation));
     }
 
     /// Closes an open slot at once; unsent bytes are dropped and the peer may see RST.
@@ -76,9 +111,7 @@ impl Wire {
         self.cancel_or_close(slot);
     }
 
-    /// Closes a socket whose peer has sent its last byte. No shutdown goes before it, because the kernel
-    /// makes that on a worker thread of the ring: with connections that come and go it was a fifth of
-    /// the CPU.
+    /// Closes a socket whose peer has sent its last byte: neither a shutdown nor a wait goes before it.
     pub(super) fn close_after_peer(&mut self, slot: Slot) {
         if self.is_open(slot) {
             self.cancel_or_close(slot);

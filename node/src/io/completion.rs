@@ -52,6 +52,7 @@ impl<E: Engine> ShardLoop<E> {
             // A send that completes outside its turn, a missing SO_LINGER, a timer that had just gone
             // off, a cancel whose target had just ended: nothing follows from them.
             Op::Send | Op::Linger | Op::TimerUpdate | Op::AcceptCancel => {}
+            Op::Install => self.wire.shut_down(tag, completion.result),
             Op::Writable | Op::Shutdown | Op::Cancel | Op::Close => self.stepped(tag, now),
         }
     }

@@ -152,11 +152,12 @@ pub(super) fn explain(step: &'static str, error: std::io::Error, facts: &KernelF
 pub(super) fn explain_executor(error: glommio::GlommioError<()>) -> StartError {
     use glommio::{GlommioError, ReactorErrorKind};
     let facts = KernelFacts::read();
+    let memory = StartError::Memory { memlock_bytes: facts.memlock_bytes, step: "the executor's rings" };
     match error {
+        // It wraps its own kind of error into one of IO on the way.
+        GlommioError::IoError(error) if error.to_string().contains("MemLockLimit") => memory,
         GlommioError::IoError(error) => explain("the executor's rings", error, &facts),
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(..)) => {
-            StartError::Memory { memlock_bytes: facts.memlock_bytes, step: "the executor's rings" }
-        }
+        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(..)) => memory,
         other => StartError::Executor(other.to_string()),
     }
 }

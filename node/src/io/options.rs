@@ -82,7 +82,8 @@ impl Default for TurnOptions {
     }
 }
 
-/// One fault each, for mutation tests: a test that checks bytes must fail with it.
+/// One fault each, for mutation tests: a test that checks bytes must fail with it. The last is none: it
+/// takes the way of older kernels.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
@@ -92,4 +93,6 @@ pub enum Mutation {
     SendMayBeShort,
     /// Closes with operations in flight.
     CloseWithoutCancel,
+    /// Shuts down as kernels before 6.8 must.
+    ShutDownByRing,
 }

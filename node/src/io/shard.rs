@@ -166,14 +166,16 @@ impl<C: Send + 'static> Start<C> {
     where
         E: Engine<Control = C> + 'static,
     {
-        let executor = match self.executor() {
-            Ok(executor) => executor,
+        // The ring comes first: where the kernel refuses it the executor would panic without a reason.
+        let made = self.wire(parts.listeners.len()).and_then(|wire| Ok((wire, executor()?)));
+        let (wire, executor) = match made {
+            Ok(made) => made,
             // The starter waits for this; if it is gone, so is the process.
             Err(error) => return drop(started.send(Err(error))),
         };
         let started = started.clone();
         executor.run(async move {
-            match self.open(parts, make_engine) {
+            match self.open(wire, parts, make_engine) {
                 Ok((shard, farewell)) => {
                     let _ = started.send(Ok(()));
                     shard.run().await;
@@ -184,22 +186,17 @@ impl<C: Send + 'static> Start<C> {
         });
     }
 
-    /// Pins the thread and sets up the executor at its smallest.
-    fn executor(&self) -> Result<LocalExecutor, StartError> {
+    /// Pins the thread and sets up its ring.
+    fn wire(&self, listeners: usize) -> Result<Wire, StartError> {
         if let Some(core) = self.options.core {
             pin(core)?;
         }
-        // Unbound: the thread is pinned already, and the executor's own pinning reads the machine's
-        // topology, which containers may not show.
-        LocalExecutorBuilder::new(Placement::Unbound)
-            .io_memory(EXECUTOR_MEMORY_BYTES)
-            .ring_depth(EXECUTOR_RING_DEPTH)
-            .make()
-            .map_err(super::kernel::explain_executor)
+        Wire::open(&self.options, &self.doorbell, listeners)
     }
 
     fn open<E>(
         self,
+        mut wire: Wire,
         parts: ShardParts<E>,
         make_engine: impl FnOnce() -> E,
     ) -> Result<(ShardLoop<E>, Farewell<E>), StartError>
@@ -207,7 +204,6 @@ impl<C: Send + 'static> Start<C> {
         E: Engine<Control = C>,
     {
         let (index, options) = (self.options.index, self.options);
-        let mut wire = Wire::open(&options, &self.doorbell, parts.listeners.len())?;
         let sleeper = Sleeper::open(&mut wire, &self.doorbell, options.turn.nap_max_us)?;
         let acceptor = Acceptor::new(parts.listeners, options.turn.completion_entries);
         let events: Arc<dyn Fn(ShardEvent) + Send + Sync> = parts.events.into();
@@ -241,6 +237,16 @@ impl<C: Send + 'static> Start<C> {
         };
         Ok((shard, farewell))
     }
+}
+
+/// The executor at its smallest. Unbound: the thread is pinned already, and the executor's own pinning
+/// reads the machine's topology, which containers may not show.
+fn executor() -> Result<LocalExecutor, StartError> {
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .io_memory(EXECUTOR_MEMORY_BYTES)
+        .ring_depth(EXECUTOR_RING_DEPTH)
+        .make()
+        .map_err(super::kernel::explain_executor)
 }
 
 fn pin(core: usize) -> Result<(), StartError> {

@@ -17,7 +17,9 @@ pub(super) enum Op {
     Send,
     /// One POLLOUT.
     Writable,
-    /// shutdown(WR).
+    /// A file descriptor of its own for a socket that is to be shut down.
+    Install,
+    /// shutdown(WR) where the kernel gives no such descriptor.
     Shutdown,
     /// SO_LINGER 0 before an abort; completes only when it failed.
     Linger,
@@ -37,12 +39,13 @@ pub(super) enum Op {
     Doorbell,
 }
 
-const OPS: [Op; 14] = [
+const OPS: [Op; 15] = [
     Op::Accept,
     Op::AcceptCancel,
     Op::Recv,
     Op::Send,
     Op::Writable,
+    Op::Install,
     Op::Shutdown,
     Op::Linger,
     Op::Cancel,
