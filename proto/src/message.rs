@@ -41,6 +41,15 @@ pub enum Request<'a> {
         /// Payload; empty when absent.
         data: &'a [u8],
     },
+    /// Set or remove a key of a map channel (publish with `type` 1).
+    MapPublish {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// Payload; empty when absent.
+        data: &'a [u8],
+        /// The key is removed.
+        removed: bool,
+    },
     /// Who is in the channel.
     Presence {
         /// Channel name, unchecked.

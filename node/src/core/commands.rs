@@ -48,6 +48,9 @@ impl Core {
             Request::Subscribe(request) => self.subscribe_command(slot, id, &request, now),
             Request::Unsubscribe { channel } => self.unsubscribe_command(slot, id, &channel, now),
             Request::Publish { channel, data } => self.publish_command(slot, id, &channel, data, now),
+            Request::MapPublish { channel, data, removed } => {
+                self.map_publish_command(slot, id, &channel, removed || !data.is_empty(), now);
+            }
             Request::Presence { channel } => {
                 self.query(slot, id, &channel, Access::Presence, Query::Presence, now);
             }
@@ -234,6 +237,19 @@ impl Core {
         };
         let publication = Publication { data, info: Some(info), ..Publication::default() };
         self.publish_into(home, Publisher::Client(origin), index, None, &publication, now);
+    }
+
+    /// No namespace holds maps: what is well-formed is not permitted.
+    fn map_publish_command(&mut self, slot: Slot, id: u32, name: &str, complete: bool, now: Now) {
+        if name.is_empty() {
+            return self.end_input(slot, CloseReason::BadRequest, now);
+        }
+        let error = match self.channels.namespace_of(name) {
+            None => ErrorCode::UnknownChannel,
+            Some(_) if !self.is_valid_name(name) || !complete => ErrorCode::BadRequest,
+            Some(_) => ErrorCode::PermissionDenied,
+        };
+        self.reply_error(slot, id, error);
     }
 
     fn publish_elsewhere(

@@ -152,7 +152,7 @@ impl Core {
     }
 
     /// Names of channels are ASCII, as Centrifugo has it, and bounded.
-    fn is_valid_name(&self, name: &str) -> bool {
+    pub(crate) fn is_valid_name(&self, name: &str) -> bool {
         !name.is_empty() && name.is_ascii() && name.len() <= self.config.client.channel_bytes_max as usize
     }
 

@@ -40,6 +40,12 @@ fn publishing() {
         (json!({"channel": "room:a"}), Ok(error(4, 107))),
         (json!({"channel": "room:b", "data": 1}), Ok(error(4, 103))),
         (json!({"channel": "live:a", "data": 1}), Ok(error(4, 103))),
+        // To a map, which room:a is not.
+        (json!({"channel": "", "type": 1}), Err(3501)),
+        (json!({"channel": "no:a", "type": 1}), Ok(error(4, 102))),
+        (json!({"channel": "room:a", "type": 1}), Ok(error(4, 107))),
+        (json!({"channel": "room:a", "type": 1, "data": 1}), Ok(error(4, 103))),
+        (json!({"channel": "room:a", "type": 1, "removed": true}), Ok(error(4, 103))),
     ] {
         check(&json!({"publish": body}), expected);
     }

@@ -41,6 +41,9 @@ pub(in crate::codec) fn command(line: &str) -> Result<Command<'_>> {
     Ok(Command { id, request })
 }
 
+/// `type` of what goes to a map channel.
+const KIND_MAP: i32 = 1;
+
 type Method = for<'a> fn(&mut Scanner<'a>) -> Result<Request<'a>>;
 
 /// How the body under this key of a command is decoded.
@@ -65,15 +68,22 @@ fn method(key: &str) -> Option<Method> {
 fn publish<'a>(scanner: &mut Scanner<'a>) -> Result<Request<'a>> {
     let mut channel = Cow::Borrowed("");
     let mut data = "";
+    let (mut kind, mut removed) = (0, false);
     scanner.object(|scanner, key| -> Result<()> {
         match key {
             "channel" => channel = scanner.string()?,
             "data" => data = scanner.raw()?,
+            "type" => kind = scanner.i32()?,
+            "removed" => removed = scanner.boolean()?,
             _ => scanner.skip()?,
         }
         Ok(())
     })?;
-    Ok(Request::Publish { channel, data: data.as_bytes() })
+    let data = data.as_bytes();
+    Ok(match kind {
+        KIND_MAP => Request::MapPublish { channel, data, removed },
+        _ => Request::Publish { channel, data },
+    })
 }
 
 fn connect<'a>(scanner: &mut Scanner<'a>) -> Result<ConnectRequest<'a>> {

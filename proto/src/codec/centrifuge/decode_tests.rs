@@ -58,6 +58,16 @@ fn publish_keeps_data_byte_for_byte() {
         );
     }
     check(r#"{"id":1,"publish":{}}"#, 1, Request::Publish { channel: "".into(), data: b"" });
+    let stream = Request::Publish { channel: channel(), data: b"1" };
+    check(r#"{"id":1,"publish":{"type":0,"removed":true,"channel":"room:1","data":1,"key":"k"}}"#, 1, stream);
+}
+
+#[test]
+fn a_publish_to_a_map_is_not_taken_for_one_to_a_stream() {
+    let map = |data, removed| Request::MapPublish { channel: channel(), data, removed };
+    let set = r#"{"id":1,"publish":{"type":1,"channel":"room:1","key":"k","data":1}}"#;
+    check(set, 1, map(b"1", false));
+    check(r#"{"id":1,"publish":{"removed":true,"channel":"room:1","type":1}}"#, 1, map(b"", true));
 }
 
 #[test]
