@@ -250,7 +250,7 @@ test('broadcast:global reaches everyone', async () => {
 test('joins and leaves', async () => {
   const channel = freshRoom();
   const [one, two] = [await connect(node), await connect(node, { token: token({ sub: 'two' }) })];
-  const watching = await one.subscribe(channel);
+  const watching = await one.subscribe(channel, { joinLeave: true });
   const own = await watching.event('join');
   assert.equal(own.info.client, one.id, 'a client sees its own join');
   const sub = await two.subscribe(channel);

@@ -66,7 +66,7 @@ test('publishers at once: every subscriber sees one order, nothing twice', async
 test('presence, joins and leaves across shards', async () => {
   const channel = freshRoom();
   const [watcher, ...others] = await onDifferentShards(node, 4);
-  const watching = await watcher.subscribe(channel);
+  const watching = await watcher.subscribe(channel, { joinLeave: true });
   for (const other of others) {
     await other.subscribe(channel);
     await watching.event('join', { where: ({ info }) => info.client === other.id });
