@@ -16,7 +16,7 @@ fn every_byte_arrives_once_and_in_order_and_nothing_is_left() {
     let node = Node::start(&plan(|_| {}), |_| Streamer::default);
     let mut memory = Vec::new();
     for seed in 0..2 * WARM_ROUNDS {
-        let tally = run(&node, 30_000_000, seed).unwrap();
+        let tally = run(&node, 15_000_000, seed).unwrap();
         assert!(tally.fins > 10 && tally.left > 10, "nobody left: {tally:?}");
         await_live(node.address().port(), 0);
         memory.push(private_bytes());

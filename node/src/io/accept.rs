@@ -53,6 +53,8 @@ pub(super) struct Acceptor {
     /// Free slots below which accepts are single: what all multishots together may take before their
     /// completions are seen, and the margin.
     single_below: u32,
+    /// Every listener has its multishot accept: nothing to do until one ends or the table fills.
+    settled: bool,
 }
 
 /// What an accept brought.
@@ -75,7 +77,7 @@ impl Acceptor {
         let single_below = completion_entries + listeners.len() as u32 + SLOTS_MARGIN;
         let listening = |listener| Some(Listening { listener, armed: Armed::Nothing, retry_ms: None });
         let listeners = listeners.into_iter().map(listening).collect();
-        Self { listeners, draining: false, next: 0, single_below }
+        Self { listeners, draining: false, next: 0, single_below, settled: false }
     }
 
     /// Stops accepting for good, once what is queued has been accepted.
@@ -107,6 +109,9 @@ impl Acceptor {
         }
         let free = wire.free_slots();
         let single = free < self.single_below;
+        if self.settled && !single {
+            return;
+        }
         let armed_singles = self.count(Armed::One);
         let mut singles_left = free.saturating_sub(armed_singles);
         for step in 0..self.listeners.len() {
@@ -124,6 +129,8 @@ impl Acceptor {
                 _ => {}
             }
         }
+        let has_multishot = |listening: &Listening| listening.armed == Armed::Multishot;
+        self.settled = self.listeners.iter().flatten().all(has_multishot);
     }
 
     /// Draining: accepts what still waits, one by one, and closes the listeners where nothing does.
@@ -155,6 +162,7 @@ impl Acceptor {
         let listening = self.listeners[index].as_mut().expect("closed only with nothing armed");
         if !cqueue::more(completion.flags) {
             listening.armed = Armed::Nothing;
+            self.settled = false;
         }
         if completion.result >= 0 {
             let spec = listening.listener.spec_index;

@@ -40,11 +40,12 @@ impl<E: Engine> ShardLoop<E> {
             Op::Accept => self.accepted(completion, now),
             Op::HandOver => self.handed_over(completion, now),
             Op::HandedOver => {
-                // The place was taken by the shard that sent it.
-                let (slot, spec) = (completion.result as u32, tag.slot as u16);
-                self.reclaim_if_closing(slot);
-                self.wire.slots.take(slot, Phase::Open);
-                self.open(slot, spec, now);
+                // The place was taken by the shard that sent it. Failures are completions over there.
+                if let Ok(slot) = u32::try_from(completion.result) {
+                    self.reclaim_if_closing(slot);
+                    self.wire.slots.take(slot, Phase::Open);
+                    self.open(slot, tag.slot as u16, now);
+                }
             }
             Op::Timer => self.sleeper.timer_completed(),
             Op::Doorbell => doorbell_completed(&mut self.wire.ring, &self.seat.doorbell, completion),

@@ -140,6 +140,7 @@ impl<E: Engine> ShardLoop<E> {
         self.effects(now);
         self.acceptor.arm(&mut self.wire, now.mono_ms);
         self.count();
+        self.publish_if_due(now.mono_ms);
         self.wire.figures.turn.observe_ns(self.clock.mono_ns() - started_ns);
         let left = more || self.wire.ring.ready() > 0 || self.wire.ring.has_pending();
         if left || self.seat.work_waits() { Next::Again } else { Next::Wait }
@@ -253,7 +254,6 @@ impl<E: Engine> ShardLoop<E> {
 
     async fn wait(&mut self) {
         let now_ns = self.clock.mono_ns();
-        self.publish_if_due(now_ns);
         let deadline_ns = self.next_deadline_ms().map(mono_ns_of);
         let seat = &self.seat;
         let waiting =
@@ -273,8 +273,7 @@ impl<E: Engine> ShardLoop<E> {
         [engine_ms, publish_ms].into_iter().chain(wire_ms).flatten().min()
     }
 
-    fn publish_if_due(&mut self, now_ns: u64) {
-        let now_ms = self.clock.at(now_ns).mono_ms;
+    fn publish_if_due(&mut self, now_ms: u64) {
         if self.outlets.stale && self.outlets.published_ms + PUBLISH_INTERVAL_MS <= now_ms {
             self.publish(now_ms);
         }
