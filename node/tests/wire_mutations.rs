@@ -23,20 +23,28 @@ fn mutated(mutation: Mutation) -> fn(&mut ShardOptions) {
     }
 }
 
+/// What the check of bytes says of a fault. Whether a send is cut in a way that shows depends on the
+/// machine's pace: one run in a few does not meet it, so several seeds are tried.
+fn found_within(mutation: Mutation) -> String {
+    for seed in 1..=8 {
+        let node = Node::start(&plan(mutated(mutation)), |_| Streamer::default);
+        let result = run(&node, 40_000_000, seed);
+        node.stop();
+        if let Err(error) = result {
+            return error.to_string();
+        }
+    }
+    panic!("eight runs did not notice {mutation:?}");
+}
+
 #[test]
 fn a_send_that_the_kernel_may_keep_is_found_by_its_bytes() {
-    let node = Node::start(&plan(mutated(Mutation::SendMayWait)), |_| Streamer::default);
-    let error = run(&node, 40_000_000, 1).unwrap_err();
-    node.stop();
-    println!("{error}");
+    println!("{}", found_within(Mutation::SendMayWait));
 }
 
 #[test]
 fn a_short_send_that_tells_nobody_is_found_by_its_bytes() {
-    let node = Node::start(&plan(mutated(Mutation::SendMayBeShort)), |_| Streamer::default);
-    let error = run(&node, 40_000_000, 1).unwrap_err();
-    node.stop();
-    println!("{error}");
+    println!("{}", found_within(Mutation::SendMayBeShort));
 }
 
 /// Goes on sending when a socket is broken, until it is told so a second time.

@@ -1,7 +1,7 @@
 //! The admin port: the server API, health, readiness and metrics over HTTP/1.1.
 //!
-//! Owns paths, status codes, bodies and their limits. What calls mean is in [`methods`]; who may call
-//! in [`auth`]. Nothing here is on the way of a frame between two connections.
+//! Owns paths, status codes, bodies and their limits. What calls mean is in `methods`; who may call
+//! in `auth`. Nothing here is on the way of a frame between two connections.
 //!
 //! Bounds: `admin.inflight_max` calls, `admin.request_pool_bytes` of bodies, `admin.connections_max`
 //! connections, [`BODY_TIMEOUT`] to send a body; beyond them 503, 408 or a wait in the kernel.
