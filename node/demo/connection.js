@@ -93,8 +93,8 @@ export class Connection {
           this.silenceMs = result.ping * 1000 + SILENCE_MS;
         }
         this.answersPings = result.pong === true;
-        this.change('connected');
         this.handlers.connected(result);
+        this.change('connected');
       },
       (error) => error.code !== 0 && this.lost(),
     );

@@ -70,7 +70,6 @@ const connection = new Connection(
       me.shard = result.data?.shard ?? null;
       me.shards = result.data?.shards ?? 0;
       trips = [];
-      probe();
     },
     pushed(push) {
       if (push.channel === room.channel) {
@@ -83,6 +82,7 @@ const connection = new Connection(
     changed(now) {
       state = now;
       draw();
+      probe();
     },
   },
 );

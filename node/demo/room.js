@@ -30,6 +30,7 @@ export class Room {
     this.position = null;
     this.held = null;
     this.keys = 0;
+    this.lastOffset = 0;
     this.refusal = null;
     this.lastSeen = this.loadLastSeen();
   }
@@ -71,6 +72,7 @@ export class Room {
   async subscribed(result, history) {
     const fresh = !this.position;
     const epoch = result.epoch ?? '';
+    this.lastOffset = 0;
     if (result.recovered) {
       if (this.catchUp(result.publications ?? [], () => true) === 0) {
         this.add('event', { text: 'Reconnected, nothing missed' });
@@ -84,7 +86,7 @@ export class Room {
       const isNews = ({ offset }) => since?.epoch === epoch && offset > since.offset;
       this.catchUp((history.publications ?? []).reverse(), isNews);
     }
-    this.position = { epoch, offset: Math.max(result.offset ?? 0, this.lastOffset ?? 0) };
+    this.position = { epoch, offset: Math.max(result.offset ?? 0, this.lastOffset) };
     const held = this.held ?? [];
     this.held = null;
     for (const publication of held) {
@@ -128,7 +130,7 @@ export class Room {
     if (publication.offset && this.position && publication.offset <= this.position.offset) {
       return;
     }
-    const entry = this.take(publication);
+    const entry = this.take(publication, true);
     if (entry && !entry.mine && document.hidden) {
       this.countUnseen(entry);
     }
@@ -136,12 +138,12 @@ export class Room {
     this.remember();
   }
 
-  /** Gives an entry if the publication is a message that is new. */
-  take({ data, info, offset }) {
+  /** Gives an entry if the publication is a message that is new. `live`: it was published just now. */
+  take({ data, info, offset }, live = false) {
     this.lastOffset = offset ?? this.lastOffset;
     const client = info?.client;
     if (data?.type === 'hello' && isText(data.name, 24)) {
-      this.introduced(client, data);
+      this.introduced(client, data, live);
     } else if (data?.type === 'message' && isText(data.text, 2000) && isText(data.name, 24)) {
       this.introduce(client, data.name, this.names.get(client)?.shard);
       return this.said(data, client);
@@ -222,10 +224,10 @@ export class Room {
     }
   }
 
-  introduced(client, { name, shard }) {
+  introduced(client, { name, shard }, live) {
     const known = this.names.get(client)?.name;
     this.introduce(client, name, Number.isInteger(shard) ? shard : undefined);
-    if (!this.members.has(client) || client === this.me.client || known === name) {
+    if (!live || !this.members.has(client) || client === this.me.client || known === name) {
       return;
     }
     this.add('event', { text: known ? `${known} is now called ${name}` : `${name} joined on shard ${shard}` });

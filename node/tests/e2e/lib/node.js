@@ -130,7 +130,7 @@ export class Node {
     return { status: response.status, text: await response.text() };
   }
 
-  /** The sum over all shards of a metric, with a reason where it has one. Shards publish every 100 ms. */
+  /** The sum over all shards of a metric, with a reason where it has one. It may be 100 ms old. */
   async metric(name, reason) {
     const { text } = await this.get('/metrics');
     let sum = 0;
@@ -145,6 +145,18 @@ export class Node {
       throw new Error(`no metric ${name} ${reason ?? ''}`);
     }
     return sum;
+  }
+
+  /** A counter that nothing moves just now: shards publish theirs every 100 ms. */
+  async counter(name, reason) {
+    let [last, same] = [NaN, 0];
+    await until(async () => {
+      const value = await this.metric(name, reason);
+      [last, same] = [value, value === last ? same + 1 : 0];
+      await new Promise((resolve) => setTimeout(resolve, 60));
+      return same >= 4;
+    });
+    return last;
   }
 
   /** Waits until a metric has a value. */

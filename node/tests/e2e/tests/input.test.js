@@ -94,7 +94,7 @@ test('allowed origins connect', async () => {
 });
 
 test('a slow handshake is cut', async () => {
-  const failed = await node.metric('handshake_failed_total');
+  const failed = await node.counter('handshake_failed_total');
   const raw = new Raw(node.port);
   raw.write('GET /connection/websocket HTTP/1.1\r\nHost: x\r\n');
   await raw.end(5_000);
@@ -128,7 +128,7 @@ test('several requests on one connection, then an upgrade', async () => {
 // --- frames ---
 
 test('frames that break RFC 6455 close with 1002', async () => {
-  const closed = await node.metric('closed_total', 'protocol_error');
+  const closed = await node.counter('closed_total', 'protocol_error');
   const bad = [
     [frame(TEXT, '{}', { mask: false })],
     [frame(TEXT, '{}', { rsv: 4 })],
@@ -230,7 +230,7 @@ test('a frame that never ends closes with 1008', async () => {
 // --- commands ---
 
 test('malformed commands close with 3501, after the answers to those before them', async () => {
-  const closed = await node.metric('closed_total', 'bad_request');
+  const closed = await node.counter('closed_total', 'bad_request');
   const bad = [
     '', '\n', 'x', '[]', '"x"', 'null', '{', '{"id":2', '{"id":-1,"rpc":{}}', '{"id":4294967296,"rpc":{}}',
     '{"id":2,\n"rpc":{}}', '{"id":2}', '{"id":2,"nonsense":{}}', '{"id":2,"ping":{}}', '{"id":2,"connect":{}}',
@@ -303,7 +303,7 @@ test('names beyond the limit are 107', async () => {
 });
 
 test('thousands of subscriptions, up to the limit, and gone with the connection', async () => {
-  const before = await node.metric('subscriptions');
+  const before = await node.counter('subscriptions');
   const raw = (await Raw.connected(node.port)).answerPings();
   const count = 5_000;
   for (let id = 2; id < count + 10; id++) {

@@ -74,7 +74,7 @@ test('health over HTTP/1.0 without Host', async () => {
 });
 
 test('without a header, or with a bad one, there is no answer', async () => {
-  const failed = await node.metric('handshake_failed_total');
+  const failed = await node.counter('handshake_failed_total');
   const bad = [
     HEALTH,
     'PROXY TCP4 nonsense\r\n',

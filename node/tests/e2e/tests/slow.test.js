@@ -159,7 +159,7 @@ test('latest: a stopped reader goes on with the newest of every key', async () =
 
 test('close: a stopped reader is closed with 3008', async () => {
   const channel = 'close:a';
-  const slow = await node.metric('closed_total', 'slow');
+  const slow = await node.counter('closed_total', 'slow');
   const raw = await stoppedRaw(channel);
   await publish(channel, 1, COUNT);
   await node.settled('closed_total', slow + 1, 'slow');
@@ -175,7 +175,7 @@ test('close: a stopped reader is closed with 3008', async () => {
 
 test('close: the SDK comes back and recovers everything', async () => {
   const channel = 'close:b';
-  const slow = await node.metric('closed_total', 'slow');
+  const slow = await node.counter('closed_total', 'slow');
   const client = await connect(node);
   const sub = await client.subscribe(channel);
   await publish(channel, 1, 3);
@@ -195,7 +195,7 @@ test('close: the SDK comes back and recovers everything', async () => {
 test('who asks without reading is closed, and leaves nothing behind', async () => {
   const channel = 'replay:asked';
   await publish(channel, 1, 100);
-  const slow = await node.metric('closed_total', 'slow');
+  const slow = await node.counter('closed_total', 'slow');
   const raw = await Raw.connected(node.port);
   raw.stopReading();
   for (let id = 2; id < 60; id++) {
