@@ -8,6 +8,8 @@ const LOBBY = 'room:lobby';
 const ANNOUNCEMENTS = 'broadcast:global';
 const DROP_MS = 5_000;
 const PROBE_MS = 2_000;
+// The first one does not compete with drawing what just came.
+const FIRST_PROBE_MS = 300;
 const TRIPS_MAX = 30;
 const NAME_KEY = 'ringmain-demo:name';
 const TAB_KEY = 'ringmain-demo:tab';
@@ -81,8 +83,8 @@ const connection = new Connection(
     },
     changed(now) {
       state = now;
-      draw();
-      probe();
+      invalidate();
+      setTimeout(probe, FIRST_PROBE_MS);
     },
   },
 );
@@ -90,7 +92,7 @@ const connection = new Connection(
 function announce(data) {
   const text = typeof data === 'string' ? data : (data?.text ?? JSON.stringify(data));
   room.add('announcement', { text: `To everyone: ${text}` });
-  draw();
+  invalidate();
 }
 
 /** How long a question to the room's home shard takes. */
@@ -110,12 +112,12 @@ function probe() {
 
 function enter(channel) {
   const other = room;
-  room = new Room(channel, connection, me, draw);
+  room = new Room(channel, connection, me, invalidate);
   if (other && state.name === 'connected') {
     other.unsubscribe();
     room.subscribe();
   }
-  draw();
+  invalidate();
 }
 
 // --- drawing ---
@@ -128,7 +130,20 @@ const STATES = {
   closed: 'Closed',
 };
 
+let stale = false;
+
+/** Draws with the next frame, however much happens before; at once where nobody is looking. */
+function invalidate() {
+  if (document.hidden) {
+    draw();
+  } else if (!stale) {
+    stale = true;
+    requestAnimationFrame(draw);
+  }
+}
+
 function draw() {
+  stale = false;
   const log = byId('log');
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const count = room.entries.length + room.unsent.length;
@@ -153,8 +168,8 @@ function drawPanel() {
   const members = online ? room.members : new Map();
   const taken = new Set([...members.values()].map(({ shard }) => shard));
   drawMembers(byId('members'), members, me);
-  byId('count').textContent = members.size;
-  byId('panel-toggle').textContent = `${members.size} online`;
+  byId('count').textContent = online ? members.size : '–';
+  byId('panel-toggle').textContent = online ? `${members.size} online` : 'Offline';
   drawRing(byId('ring'), { shards: me.shards || 1, mine: online ? me.shard : null, taken });
   byId('shard').textContent = online && me.shard !== null ? `shard ${me.shard}` : '–';
   byId('shards').textContent = online ? `of ${me.shards}` : 'not connected';
@@ -270,7 +285,7 @@ function rename() {
   if (state.name === 'connected') {
     room.sayHello();
   }
-  draw();
+  invalidate();
 }
 
 byId('room-button').addEventListener('click', () => {
@@ -297,8 +312,8 @@ document.addEventListener('visibilitychange', () => {
     hiddenCount = 0;
     room.looked();
     room.remember();
-    draw();
   }
+  draw();
 });
 
 addEventListener('online', () => state.name === 'waiting' && connection.open());
