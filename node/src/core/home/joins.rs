@@ -1,0 +1,97 @@
+//! Presence of channels homed here, and the joins and leaves that are told.
+//!
+//! Owns who is listed in a channel ([`Presence`] keeps them), and to whom a join or leave goes. It must
+//! not know why somebody came or went.
+//!
+//! Invariant: a join or leave travels behind the publications that came before it.
+
+use ringmain_proto::message::{ClientInfo, Push};
+use ringmain_proto::time::Now;
+
+use crate::core::api::Member;
+use crate::core::channel::Channel;
+use crate::core::engine::ShardIndex;
+use crate::core::mesh::{ChannelRef, Identity, MeshMessage, ToMember};
+use crate::core::metrics::Metric;
+use crate::core::presence::Presence;
+use crate::core::shard::Core;
+use crate::core::text::ClientText;
+
+impl Core {
+    /// Tells everyone who asked for it that somebody joined or left.
+    pub(super) fn announce(&mut self, index: u32, joined: bool, identity: &Identity, now: Now) {
+        self.announce_local(index, joined, identity);
+        let mut position = 0;
+        while let Some((shard, member)) = self.peer_at(index, position) {
+            position += 1;
+            if self.mesh.is_full(shard) {
+                self.metrics.add(Metric::DropJoinLeave, 1);
+                continue;
+            }
+            while self.flush_peer(index, shard, now) {}
+            let message = ToMember::Presence { member, joined, identity: identity.clone() };
+            self.mesh.push(shard, MeshMessage::Member(message));
+        }
+    }
+
+    fn peer_at(&self, index: u32, position: usize) -> Option<(ShardIndex, ChannelRef)> {
+        let part = self.channels.get(index).home_part.as_ref()?;
+        part.peers.get(position).map(|peer| (peer.shard, peer.member))
+    }
+
+    /// A join or leave for this shard's subscribers.
+    pub(crate) fn announce_local(&mut self, index: u32, joined: bool, identity: &Identity) {
+        let client = ClientText::new(identity.client);
+        let info = ClientInfo {
+            user: &identity.info.user,
+            client: client.as_str(),
+            conn_info: identity.info.conn_info.as_deref(),
+            chan_info: identity.info.chan_info.as_deref(),
+        };
+        for variant in 0..self.channels.get(index).variants.len() {
+            self.append_to_variant(index, variant as u8, None, |codec, name, out| {
+                let push = if joined {
+                    Push::Join { channel: name, info }
+                } else {
+                    Push::Leave { channel: name, info }
+                };
+                codec.encode_push(&push, out);
+            });
+        }
+    }
+
+    /// The members of a channel homed here.
+    pub(crate) fn members_of(&self, channel: &str) -> Vec<Member> {
+        let Some(presence) = self.presence_of(channel) else { return Vec::new() };
+        let mut members: Vec<Member> = presence
+            .iter()
+            .map(|(client, info)| Member {
+                client: ClientText::new(client).as_str().to_owned(),
+                user: info.user.to_string(),
+                conn_info: info.conn_info.as_deref().map(<[u8]>::to_vec),
+                chan_info: info.chan_info.as_deref().map(<[u8]>::to_vec),
+            })
+            .collect();
+        members.sort_by(|a, b| a.client.cmp(&b.client));
+        members
+    }
+
+    /// Numbers of clients and of distinct users in a channel homed here.
+    pub(crate) fn presence_stats_of(&self, channel: &str) -> (u32, u32) {
+        let Some(presence) = self.presence_of(channel) else { return (0, 0) };
+        let mut users: Vec<&str> = presence.iter().map(|(_, info)| &*info.user).collect();
+        users.sort_unstable();
+        users.dedup();
+        (presence.len() as u32, users.len() as u32)
+    }
+
+    fn presence_of(&self, channel: &str) -> Option<&Presence> {
+        let index = self.channels.find(channel)?;
+        Some(&self.channels.get(index).home_part.as_ref()?.presence)
+    }
+
+    /// Subscriptions of all shards to a channel homed here.
+    pub(crate) fn subscriptions_of(&self, channel: &Channel) -> u32 {
+        channel.subs + channel.home_part.as_ref().map_or(0, |part| part.subscriptions())
+    }
+}

@@ -1,0 +1,155 @@
+//! Into a channel homed here, and to this shard's subscribers of any channel.
+//!
+//! Owns the way of a publication from its publisher through the bus to the logs of this shard's
+//! variants. It must not know who is a subscriber nor when a log is sent: that is [`super::super::fanout`]'s.
+//!
+//! Invariants:
+//! * the publisher is answered before the publication is delivered, so its own copy follows the ack;
+//! * a channel's position moves only together with the logs of its variants.
+
+use ringmain_bus::{Accepted, Epoch, Outcome, PublicationId};
+use ringmain_proto::close::ErrorCode;
+use ringmain_proto::codec::Codec;
+use ringmain_proto::message::{Publication, Push};
+use ringmain_proto::time::Now;
+
+use super::waiters::Waiter;
+use super::{Publisher, bus_channel, no_channel, publish_error};
+use crate::core::engine::ShardIndex;
+use crate::core::latest::KEY_TAG;
+use crate::core::mesh::ToMember;
+use crate::core::metrics::Metric;
+use crate::core::shard::Core;
+
+impl Core {
+    /// Publishes into a channel homed here.
+    pub(crate) fn publish_at_home(
+        &mut self,
+        from: ShardIndex,
+        publisher: Publisher,
+        channel: &str,
+        key: Option<&str>,
+        publication: &Publication<'_>,
+        now: Now,
+    ) {
+        let index = match self.channels.get_or_create(channel) {
+            Ok(index) => index,
+            Err(reason) => return self.published(from, publisher, Err(no_channel(reason)), now),
+        };
+        self.publish_into(from, publisher, index, key, publication, now);
+    }
+
+    /// The same for a channel that is known.
+    pub(crate) fn publish_into(
+        &mut self,
+        from: ShardIndex,
+        publisher: Publisher,
+        index: u32,
+        key: Option<&str>,
+        publication: &Publication<'_>,
+        now: Now,
+    ) {
+        let token = self.waiters.token();
+        let id = match key {
+            Some(key) => PublicationId::Key(key),
+            None => PublicationId::Node { incarnation: self.started_unix_ms, sequence: token.0 },
+        };
+        let Self { bus, channels, .. } = self;
+        let target = bus_channel(channels, index);
+        match bus.publish(now, token, target, id, publication) {
+            Outcome::Pending => {
+                self.waiters.waiting.insert(token.0, Waiter::Publish(from, publisher));
+            }
+            Outcome::Done(Ok(accepted)) => {
+                self.published(from, publisher, Ok(accepted), now);
+                if !accepted.repeated {
+                    self.metrics.add(Metric::Publications, 1);
+                    let publication = Publication { offset: accepted.position.offset, ..publication.clone() };
+                    self.deliver(index, accepted.position.epoch.get(), &publication);
+                }
+            }
+            Outcome::Done(Err(error)) => self.published(from, publisher, Err(publish_error(error)), now),
+        }
+    }
+
+    pub(super) fn published(
+        &mut self,
+        from: ShardIndex,
+        publisher: Publisher,
+        result: Result<Accepted, ErrorCode>,
+        now: Now,
+    ) {
+        match publisher {
+            Publisher::Client(origin) => {
+                let result = result.map(|_| ());
+                self.send_member(from, ToMember::Published { origin, result }, now);
+            }
+            Publisher::Call(token) => self.call_published(token, result.map(|accepted| accepted.position)),
+        }
+    }
+
+    /// A publication of a channel homed here: to this shard's subscribers and to the relay.
+    pub(crate) fn deliver(&mut self, index: u32, epoch: u64, publication: &Publication<'_>) {
+        self.deliver_local(index, epoch, publication);
+        self.append_to_relay(index, publication);
+    }
+
+    /// To this shard's subscribers alone: one frame per variant, at the end of its log.
+    pub(crate) fn deliver_local(&mut self, index: u32, epoch: u64, publication: &Publication<'_>) {
+        let channel = self.channels.get_mut(index);
+        let before = channel.top;
+        let mut new_epoch = None;
+        if publication.offset > 0 {
+            // The first of an epoch tells it: to clients it may be new.
+            let is_new = publication.offset == 1 || channel.epoch != 0 && channel.epoch != epoch;
+            new_epoch = is_new.then(|| Epoch::new(epoch).text());
+            channel.epoch = epoch;
+            channel.top = publication.offset;
+        }
+        if let Some(latest) = &mut channel.latest {
+            self.scratch.clear();
+            publication.write_record(&mut self.scratch);
+            latest.note(publication.tags.get(KEY_TAG).unwrap_or(""), &self.scratch);
+        }
+        for variant in 0..channel.variants.len() {
+            self.append_to_variant(index, variant as u8, Some(before), |codec, name, out| {
+                let mut publication = publication.clone();
+                if let Some(epoch) = &new_epoch {
+                    publication.epoch = Some(epoch.as_str().into());
+                }
+                codec.encode_push(&Push::Publication { channel: name, publication }, out);
+            });
+        }
+    }
+
+    /// Appends one frame to a variant's log, if anybody receives from it. `before` is the channel's top
+    /// before this publication; `None`: it is a join or leave.
+    pub(super) fn append_to_variant(
+        &mut self,
+        index: u32,
+        variant: u8,
+        before: Option<u64>,
+        encode: impl FnOnce(Codec, &str, &mut Vec<u8>),
+    ) {
+        let channel = self.channels.get(index);
+        let (top, namespace) = (channel.top, channel.namespace);
+        let receivers = &channel.variants[usize::from(variant)];
+        if receivers.is_unheard() || (before.is_none() && !receivers.key.join_leave) {
+            return;
+        }
+        let codec = receivers.key.codec;
+        let (log, name) = self.channels.log_of(index, variant, before.unwrap_or(top));
+        let grown = log.append(top, |out| {
+            let start = ringmain_proto::ws::begin_frame(out);
+            encode(codec, name, out);
+            ringmain_proto::ws::finish_frame(out, start, codec.opcode());
+        });
+        let len = log.len();
+        self.channels.note_log_bytes(grown, 0);
+        self.queue_variant(index, variant);
+        let bytes_max = self.channels.namespace(namespace).config.log_bytes_max as usize;
+        if len > bytes_max {
+            self.bound_log(index, variant, bytes_max);
+        }
+    }
+}

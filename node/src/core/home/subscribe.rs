@@ -1,0 +1,220 @@
+//! Subscriptions to a channel homed here, from any shard of the node.
+//!
+//! Owns the steps of a subscribe at home (interest confirmed by the bus, recovery read and judged, counted
+//! and answered) and the end of interest. It must not know sessions: the subscriber's shard does.
+//!
+//! Invariants:
+//! * nothing is read for a recovery before the bus has confirmed interest, so nothing falls between what
+//!   was read and what follows live;
+//! * a channel is forgotten only when neither a subscriber nor the bus needs it.
+
+use ringmain_bus::{BusError, ChannelId, Epoch, HistoryQuery, Outcome, Page, Position, Since};
+use ringmain_proto::close::ErrorCode;
+use ringmain_proto::time::Now;
+
+use super::waiters::Waiter;
+use super::{PageRead, Peer, bus_channel, bus_error, no_channel};
+use crate::core::engine::ShardIndex;
+use crate::core::mesh::{LeaveAtHome, Recovered, SubscribeAtHome, Subscribed, ToMember};
+use crate::core::shard::Core;
+
+impl Core {
+    pub(super) fn subscribe_at_home(&mut self, from: ShardIndex, request: Box<SubscribeAtHome>, now: Now) {
+        let index = match self.channels.get_or_create(&request.channel) {
+            Ok(index) => index,
+            Err(reason) => return self.refuse(from, request, no_channel(reason), now),
+        };
+        if self.channels.get(index).opened {
+            return self.subscribe_opened(index, from, request, now);
+        }
+        let waiting = self.waiters.opening.entry(index).or_default();
+        waiting.push((from, request));
+        if waiting.len() > 1 {
+            return;
+        }
+        let token = self.waiters.token();
+        let Self { bus, channels, .. } = self;
+        match bus.open(now, token, bus_channel(channels, index)) {
+            Outcome::Done(result) => self.opened(index, result, now),
+            Outcome::Pending => {
+                self.waiters.waiting.insert(token.0, Waiter::Open(index));
+            }
+        }
+    }
+
+    /// The bus confirmed interest, or could not.
+    pub(super) fn opened(&mut self, index: u32, result: Result<Position, BusError>, now: Now) {
+        if self.channels.try_get(index).is_none() {
+            return;
+        }
+        let waiting = self.waiters.opening.remove(&index).unwrap_or_default();
+        match result {
+            Ok(position) => {
+                let channel = self.channels.get_mut(index);
+                channel.opened = true;
+                channel.epoch = position.epoch.get();
+                channel.top = position.offset;
+                for (from, request) in waiting {
+                    self.subscribe_opened(index, from, request, now);
+                }
+            }
+            Err(error) => {
+                for (from, request) in waiting {
+                    self.refuse(from, request, bus_error(error), now);
+                }
+                self.close_if_unused(index, now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, from: ShardIndex, request: Box<SubscribeAtHome>, error: ErrorCode, now: Now) {
+        let subscribed = Subscribed { request, result: Err(error) };
+        self.send_member(from, ToMember::Subscribed(Box::new(subscribed)), now);
+    }
+
+    fn subscribe_opened(&mut self, index: u32, from: ShardIndex, request: Box<SubscribeAtHome>, now: Now) {
+        let Some(recover) = &request.recover else {
+            return self.complete_subscribe(index, from, request, Vec::new(), false, now);
+        };
+        let query = if request.cache {
+            HistoryQuery { since: None, limit: 1, reverse: true }
+        } else {
+            let since = Since { offset: recover.offset, epoch: Epoch::from_claim(&recover.epoch) };
+            let limit = self.config.client.recovery_publications_max;
+            HistoryQuery { since: Some(since), limit, reverse: false }
+        };
+        let token = self.waiters.token();
+        let mut read = PageRead::default();
+        let Self { bus, channels, .. } = self;
+        let target = bus_channel(channels, index);
+        match bus.read(now, token, target, &query, &mut |publication| read.push(publication)) {
+            Outcome::Done(result) => self.recovered(index, from, request, result, read, now),
+            Outcome::Pending => {
+                self.waiters.waiting.insert(token.0, Waiter::Subscribe(index, from, request));
+            }
+        }
+    }
+
+    /// Judges what a recovery read.
+    pub(super) fn recovered(
+        &mut self,
+        index: u32,
+        from: ShardIndex,
+        request: Box<SubscribeAtHome>,
+        result: Result<Page, BusError>,
+        read: PageRead,
+        now: Now,
+    ) {
+        use ringmain_bus::position::{Judgement, judge};
+        let recover = request.recover.as_ref().expect("only a recovery reads");
+        let claim = Since { offset: recover.offset, epoch: Epoch::from_claim(&recover.epoch) };
+        let (records, recovered) = match result {
+            Err(BusError::UnrecoverableEpoch { .. }) => (Vec::new(), false),
+            Err(error) => return self.refuse(from, request, bus_error(error), now),
+            Ok(page) if request.cache => {
+                let newest = read.count > 0 && read.last == page.top.offset;
+                let has_it = claim.offset == page.top.offset
+                    && claim.offset > 0
+                    && claim.epoch == Some(page.top.epoch);
+                let kept_none = read.count == 0;
+                (if newest && !has_it { read.records } else { Vec::new() }, newest || kept_none && has_it)
+            }
+            Ok(page) => match judge(claim, &page) {
+                Judgement::Recoverable { .. } if !page.more => (read.records, true),
+                _ => (Vec::new(), false),
+            },
+        };
+        self.complete_subscribe(index, from, request, records, recovered, now);
+    }
+
+    /// Counts the subscription and answers; what the channel sends later follows in the same order.
+    fn complete_subscribe(
+        &mut self,
+        index: u32,
+        from: ShardIndex,
+        request: Box<SubscribeAtHome>,
+        records: Vec<u8>,
+        recovered: bool,
+        now: Now,
+    ) {
+        while from != self.shard && self.flush_peer(index, from, now) {}
+        let channel = self.channels.get_mut(index);
+        let (epoch, top) = (channel.epoch, channel.top);
+        if from != self.shard {
+            let part = channel.home_part.get_or_insert_default();
+            if let Some(peer) = part.peers.iter_mut().find(|peer| peer.shard == from) {
+                peer.subs += 1;
+                peer.member = request.member;
+            } else {
+                let at = part.relay.as_ref().map_or(0, |relay| relay.head());
+                part.peers.push(Peer {
+                    shard: from,
+                    subs: 1,
+                    member: request.member,
+                    at,
+                    offset: top,
+                    listed: false,
+                    gap: false,
+                });
+            }
+        }
+        let identity = request.identity.clone();
+        if let Some(identity) = identity.as_ref().filter(|_| request.presence) {
+            channel.home_part.get_or_insert_default().presence.insert(identity);
+        }
+        let announce = request.announce;
+        let result = Ok(Recovered { epoch, top, records, recovered });
+        self.send_member(from, ToMember::Subscribed(Box::new(Subscribed { request, result })), now);
+        if let Some(identity) = identity.filter(|_| announce) {
+            self.announce(index, true, &identity, now);
+        }
+    }
+
+    pub(super) fn leave_at_home(&mut self, from: ShardIndex, leave: &LeaveAtHome, now: Now) {
+        let Some(index) = self.channels.find(&leave.channel) else { return };
+        let channel = self.channels.get_mut(index);
+        if let Some(part) = &mut channel.home_part {
+            if let Some(position) = part.peers.iter().position(|peer| peer.shard == from) {
+                part.peers[position].subs -= 1;
+                if part.peers[position].subs == 0 {
+                    part.peers.swap_remove(position);
+                }
+            }
+            if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence) {
+                part.presence.remove(identity.client);
+            }
+            if part.peers.is_empty() && part.presence.is_empty() {
+                channel.home_part = None;
+            }
+        }
+        if let Some(identity) = leave.identity.as_ref().filter(|_| leave.announce) {
+            self.announce(index, false, identity, now);
+        }
+        self.close_if_unused(index, now);
+    }
+
+    /// Ends the interest in a channel homed here that nobody in the node is subscribed to.
+    pub(crate) fn close_if_unused(&mut self, index: u32, now: Now) {
+        let channel = self.channels.get_mut(index);
+        if channel.is_unused() && !self.waiters.opening.contains_key(&index) {
+            if channel.opened {
+                channel.opened = false;
+                self.bus.close(now, ChannelId(index));
+            }
+            self.drop_channel_if_unused(index, now);
+        }
+    }
+
+    /// Forgets a channel that neither this shard nor the bus needs.
+    pub(crate) fn drop_channel_if_unused(&mut self, index: u32, now: Now) {
+        let Some(channel) = self.channels.try_get(index) else { return };
+        let held = channel.opened || self.waiters.opening.contains_key(&index);
+        if channel.is_unused()
+            && !held
+            && (channel.home != self.shard || self.bus.is_idle(now, ChannelId(index)))
+        {
+            self.bus.forget(ChannelId(index));
+            self.channels.remove(index);
+        }
+    }
+}
