@@ -6,6 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use ringmain_proto::client::ClientId;
 use ringmain_proto::codec::Codec;
 use ringmain_proto::message::{ClientInfo, Publication, Push, Reply};
 use ringmain_proto::ws::{self, Chunk, Reader};
@@ -84,7 +85,7 @@ fn framing() {
 fn encoding() {
     let info = ClientInfo {
         user: "user-42",
-        client: "5f8b7a9e-3c1d-4e2f-9a0b-1c2d3e4f5a6b",
+        client: ClientId(0x5f8b_7a9e_3c1d_4e2f_9a0b_1c2d_3e4f_5a6b),
         conn_info: None,
         chan_info: None,
     };
@@ -96,7 +97,7 @@ fn encoding() {
     for (name, publication) in
         [("publication push, framed", bare.clone()), ("the same with publisher", with_info.clone())]
     {
-        let push = Push::Publication { channel: "room:general", publication };
+        let push = Push::Publication { channel: "room:general", publication: &publication };
         measure(&format!("encode {name}"), || {
             out.clear();
             let start = ws::begin_frame(&mut out);

@@ -85,8 +85,10 @@ fn read_frames(wire: &[u8], pieces: &[usize]) -> (Vec<String>, Option<WsError>) 
 }
 
 fn describe(event: &Event<'_>) -> String {
-    if let Event::Message { payload, .. } = event {
-        assert!(payload.len() <= 1000);
+    match event {
+        Event::Text(text) => assert!(text.as_bytes().len() <= 1000),
+        Event::Binary(payload) => assert!(payload.len() <= 1000),
+        _ => {}
     }
     format!("{event:?}")
 }

@@ -7,6 +7,7 @@
 //! Must not know sockets, clocks, randomness, runtimes, or who may do what: bytes go in, values come
 //! out. Peer input never panics here.
 
+pub mod client;
 pub mod close;
 pub mod codec;
 pub mod http;

@@ -10,6 +10,8 @@
 
 use std::borrow::Cow;
 
+use crate::client::ClientId;
+
 pub use crate::tags::{Tags, TagsBuf, TagsFull};
 
 /// One command of a client.
@@ -167,8 +169,8 @@ pub struct SubscribeRequest<'a> {
 pub struct ClientInfo<'a> {
     /// User id; empty when anonymous.
     pub user: &'a str,
-    /// Client id (one per connection).
-    pub client: &'a str,
+    /// The connection.
+    pub client: ClientId,
     /// `info` of the connection token.
     pub conn_info: Option<&'a [u8]>,
     /// `info` of the subscription token.
@@ -314,7 +316,7 @@ pub enum Push<'a> {
         /// Where.
         channel: &'a str,
         /// What.
-        publication: Publication<'a>,
+        publication: &'a Publication<'a>,
     },
     /// Someone subscribed.
     Join {

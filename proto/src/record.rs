@@ -16,19 +16,22 @@
 //! | 1 | flags: 1 info, 2 conn_info, 4 chan_info, 8 epoch |
 //! | 1 | zero |
 //!
-//! then `data`, the packed tags, and what the flags announce, each with its length before it: user
-//! (u16), client (u16), conn_info (u32), chan_info (u32), epoch (u16).
+//! then `data`, the packed tags, and what the flags announce, texts with their length before them: user
+//! (u16) and client id (16 bytes, big endian), conn_info (u32), chan_info (u32), epoch (u16).
 //!
 //! Invariant: whatever [`Publication::write_record`] wrote, [`Publication::read_record`] reads back
 //! equal, whatever follows it in the buffer.
 
 use std::borrow::Cow;
 
+use crate::client::ClientId;
 use crate::message::{ClientInfo, Publication};
 use crate::tags::Tags;
 
 /// Bytes of the fixed part.
 pub const RECORD_HEADER_BYTES: usize = 28;
+
+const CLIENT_ID_BYTES: usize = 16;
 
 const FLAG_INFO: u8 = 1;
 const FLAG_CONN_INFO: u8 = 2;
@@ -39,46 +42,53 @@ impl<'a> Publication<'a> {
     /// Exact length of this publication's record, in bytes.
     pub fn record_len(&self) -> usize {
         let info = self.info.map_or(0, |info| {
-            4 + info.user.len()
-                + info.client.len()
+            2 + cut_text(info.user).len()
+                + CLIENT_ID_BYTES
                 + info.conn_info.map_or(0, |bytes| 4 + bytes.len())
                 + info.chan_info.map_or(0, |bytes| 4 + bytes.len())
         });
-        let epoch = self.epoch.as_ref().map_or(0, |epoch| 2 + epoch.len());
+        let epoch = self.epoch.as_ref().map_or(0, |epoch| 2 + cut_text(epoch).len());
         RECORD_HEADER_BYTES + self.data.len() + self.tags.packed().len() + info + epoch
     }
 
     /// Appends the record to `out`; returns its length.
     ///
-    /// Lengths beyond the layout's fields (4 GiB of data, 64 KiB of user, client or epoch) are
-    /// excluded by the limits in force long before; user, client and epoch are cut at a character
+    /// Lengths beyond the layout's fields (4 GiB of data, 64 KiB of user or epoch) are
+    /// excluded by the limits in force long before; user and epoch are cut at a character
     /// boundary rather than written wrong.
     pub fn write_record(&self, out: &mut Vec<u8>) -> usize {
-        let start = out.len();
-        out.reserve(self.record_len());
+        let (start, len) = (out.len(), self.record_len());
+        out.resize(start + len, 0);
+        self.write_record_at(self.offset, &mut out[start..]);
+        len
+    }
+
+    /// Writes the record of this publication at `offset` into `out`, which is [`record_len`](Self::record_len)
+    /// long.
+    pub fn write_record_at(&self, offset: u64, out: &mut [u8]) {
+        let total = out.len() as u32;
         let mut header = [0u8; RECORD_HEADER_BYTES];
+        header[..4].copy_from_slice(&total.to_le_bytes());
         header[4..8].copy_from_slice(&len_u32(self.data).to_le_bytes());
-        header[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        header[8..16].copy_from_slice(&offset.to_le_bytes());
         header[16..24].copy_from_slice(&self.time_ms.to_le_bytes());
         header[24..26].copy_from_slice(&(self.tags.packed().len() as u16).to_le_bytes());
         header[26] = self.record_flags();
-        out.extend_from_slice(&header);
-        out.extend_from_slice(self.data);
-        out.extend_from_slice(self.tags.packed());
+        let out = put(out, &header);
+        let out = put(out, self.data);
+        let mut out = put(out, self.tags.packed());
         if let Some(info) = &self.info {
-            put_text(out, info.user);
-            put_text(out, info.client);
+            out = put_text(out, info.user);
+            out = put(out, &info.client.0.to_be_bytes());
             for bytes in [info.conn_info, info.chan_info].into_iter().flatten() {
-                out.extend_from_slice(&len_u32(bytes).to_le_bytes());
-                out.extend_from_slice(bytes);
+                out = put(out, &len_u32(bytes).to_le_bytes());
+                out = put(out, bytes);
             }
         }
         if let Some(epoch) = &self.epoch {
-            put_text(out, epoch);
+            out = put_text(out, epoch);
         }
-        let total = out.len() - start;
-        out[start..start + 4].copy_from_slice(&(total as u32).to_le_bytes());
-        total
+        debug_assert!(out.is_empty(), "a record is as long as it said");
     }
 
     /// Reads the record at the start of `bytes`; returns it with its total length, where the next one
@@ -152,7 +162,9 @@ impl<'a> Iterator for Records<'a> {
 
 fn take_info<'a>(rest: &mut &'a [u8], flags: u8) -> Option<ClientInfo<'a>> {
     let user = take_text(rest)?;
-    let client = take_text(rest)?;
+    let (client, tail) = rest.split_first_chunk::<CLIENT_ID_BYTES>()?;
+    *rest = tail;
+    let client = ClientId(u128::from_be_bytes(*client));
     let conn_info = if flags & FLAG_CONN_INFO == 0 { None } else { Some(take_bytes(rest)?) };
     let chan_info = if flags & FLAG_CHAN_INFO == 0 { None } else { Some(take_bytes(rest)?) };
     Some(ClientInfo { user, client, conn_info, chan_info })
@@ -172,11 +184,30 @@ fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     std::str::from_utf8(text).ok()
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    let text = &text[..text.floor_char_boundary(usize::from(u16::MAX))];
-    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
+/// Puts `bytes` at the start of `out`; returns what is behind them.
+#[inline]
+fn put<'o>(out: &'o mut [u8], bytes: &[u8]) -> &'o mut [u8] {
+    let (place, rest) = out.split_at_mut(bytes.len());
+    place.copy_from_slice(bytes);
+    rest
 }
+
+#[inline]
+fn put_text<'o>(out: &'o mut [u8], text: &str) -> &'o mut [u8] {
+    let text = cut_text(text);
+    put(put(out, &(text.len() as u16).to_le_bytes()), text.as_bytes())
+}
+
+/// As much of a text as its length field can tell.
+#[inline]
+fn cut_text(text: &str) -> &str {
+    match text.len() {
+        0..=TEXT_BYTES_MAX => text,
+        _ => &text[..text.floor_char_boundary(TEXT_BYTES_MAX)],
+    }
+}
+
+const TEXT_BYTES_MAX: usize = u16::MAX as usize;
 
 fn len_u32(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).expect("payloads are bounded far below 4 GiB")
@@ -220,7 +251,7 @@ mod tests {
             data: br#"{"text":"hi"}"#,
             info: Some(ClientInfo {
                 user: "ünal",
-                client: "c1",
+                client: ClientId(1 << 90),
                 conn_info: Some(b"{\"a\":1}"),
                 chan_info: Some(b""),
             }),
@@ -238,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_no_record() {
-        let info = ClientInfo { user: "u", client: "c", conn_info: Some(b"1"), chan_info: None };
+        let info = ClientInfo { user: "u", client: ClientId(7), conn_info: Some(b"1"), chan_info: None };
         let publication =
             Publication { data: b"1", info: Some(info), epoch: Some("e".into()), ..Publication::default() };
         let record = write(&[publication]);
@@ -249,10 +280,10 @@ mod tests {
 
     prop_compose! {
         fn any_info()(
-            user in ".{0,20}", client in ".{0,20}",
+            user in ".{0,20}", client: u128,
             conn_info in prop::option::of(prop::collection::vec(any::<u8>(), 0..30)),
             chan_info in prop::option::of(prop::collection::vec(any::<u8>(), 0..30)),
-        ) -> (String, String, Option<Vec<u8>>, Option<Vec<u8>>) { (user, client, conn_info, chan_info) }
+        ) -> (String, u128, Option<Vec<u8>>, Option<Vec<u8>>) { (user, client, conn_info, chan_info) }
     }
 
     proptest! {
@@ -270,7 +301,7 @@ mod tests {
                 tags.push(key, value).unwrap();
             }
             let info = info.as_ref().map(|(user, client, conn_info, chan_info)| ClientInfo {
-                user, client, conn_info: conn_info.as_deref(), chan_info: chan_info.as_deref(),
+                user, client: ClientId(*client), conn_info: conn_info.as_deref(), chan_info: chan_info.as_deref(),
             });
             let epoch = epoch.as_deref().map(Cow::Borrowed);
             let publication =

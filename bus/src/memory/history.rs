@@ -90,25 +90,25 @@ impl History {
         self.count.checked_sub(1).map(|last| self.entry(last).tick)
     }
 
-    /// Appends a record. Grows the ring and the index when they are full: the caller has asked
+    /// Appends a record of `length` bytes, which the caller writes to the place returned. Grows the ring and the index when they are full: the caller has asked
     /// [`History::footprint_after`] with the same arguments, has room for that, and has trimmed to below
     /// `entries_max`.
-    pub(super) fn append(&mut self, record: &[u8], tick: u32, entries_max: u32) {
-        assert!(self.count < entries_max && !record.is_empty());
-        let start = match self.place(record.len()) {
+    pub(super) fn append(&mut self, length: usize, tick: u32, entries_max: u32) -> &mut [u8] {
+        assert!(self.count < entries_max && length > 0);
+        let start = match self.place(length) {
             Some(start) => start,
             None => {
-                self.rebuild(self.grown_data_bytes(record.len()));
+                self.rebuild(self.grown_data_bytes(length));
                 self.end as usize
             }
         };
         if start < self.end as usize {
             self.wrap = self.end;
         }
-        let end = start + record.len();
-        self.data[start..end].copy_from_slice(record);
+        let end = start + length;
         self.end = end as u32;
         self.push_entry(Entry { start: start as u32, tick }, entries_max);
+        &mut self.data[start..end]
     }
 
     /// Whether a record of `length` bytes fits without growing anything.
@@ -311,7 +311,7 @@ mod tests {
     fn append(history: &mut History, record: &[u8], tick: u32) {
         history.drop_front(history.count().saturating_sub(SIZE - 1));
         let predicted = history.footprint_after(record.len(), SIZE);
-        history.append(record, tick, SIZE);
+        history.append(record.len(), tick, SIZE).copy_from_slice(record);
         assert_eq!(history.footprint(), predicted);
     }
 
@@ -348,7 +348,7 @@ mod tests {
         let mut history = History::new(100, 0);
         for n in 0..10 {
             history.drop_front(u32::MAX);
-            history.append(&[n; 100], 0, 1);
+            history.append(100, 0, 1).fill(n);
             assert_eq!(history.footprint(), History::footprint_of_first(100));
         }
         assert_eq!(contents(&history), [vec![9; 100]]);

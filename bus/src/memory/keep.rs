@@ -4,6 +4,7 @@
 //! Invariant: whatever happens here, a history is the newest `count` publications of its channel without a
 //! hole, and the pool's sum is exact.
 
+use ringmain_proto::message::Publication;
 use ringmain_proto::time::Now;
 
 use crate::memory::EmbeddedBus;
@@ -35,12 +36,27 @@ pub(super) struct Sweep {
     pub(super) next_ms: u64,
 }
 
+/// A publication on its way into a history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewRecord<'a> {
+    pub(super) publication: &'a Publication<'a>,
+    pub(super) offset: u64,
+    /// Length of the record.
+    pub(super) bytes: usize,
+}
+
+impl NewRecord<'_> {
+    fn write(&self, place: &mut [u8]) {
+        self.publication.write_record_at(self.offset, place);
+    }
+}
+
 impl EmbeddedBus {
     /// Puts the record of the newest publication into its channel's history. The slot's top already names
     /// it, so until this returns the history is one short.
-    pub(super) fn keep(&mut self, tick: u32, channel: Channel<'_>) {
+    pub(super) fn keep(&mut self, tick: u32, channel: Channel<'_>, record: &NewRecord<'_>) {
         let size = channel.options.history_size;
-        let length = self.scratch.len();
+        let length = record.bytes;
         let ttl_ticks = slots::ticks(channel.options.history_ttl_ms);
         let Some(slot) = self.slots.get_mut(channel.id) else { return };
         let (before, after) = match &mut slot.history {
@@ -51,7 +67,7 @@ impl EmbeddedBus {
                 history.drop_front(expired.max(history.count().saturating_sub(size - 1)));
                 if history.fits(length) {
                     // The steady state: nothing grows, so the pool has nothing to say.
-                    history.append(&self.scratch, tick, size);
+                    record.write(history.append(length, tick, size));
                     return;
                 }
                 (history.footprint(), history.footprint_after(length, size))
@@ -59,13 +75,13 @@ impl EmbeddedBus {
             None => (0, History::footprint_of_first(length)),
         };
         if !self.pool.has_room(before, after) && !self.make_room(channel.id, before, after) {
-            self.keep_within_own(tick, channel);
+            self.keep_within_own(tick, channel, record);
             return;
         }
-        self.append(tick, channel, ttl_ticks);
+        self.append(tick, channel, ttl_ticks, record);
     }
 
-    fn append(&mut self, tick: u32, channel: Channel<'_>, ttl_ticks: u32) {
+    fn append(&mut self, tick: u32, channel: Channel<'_>, ttl_ticks: u32, record: &NewRecord<'_>) {
         let pool = &mut self.pool;
         let Some(slot) = self.slots.get_mut(channel.id) else { return };
         let mut before = 0;
@@ -79,7 +95,7 @@ impl EmbeddedBus {
                 vacant.insert(Box::new(History::new(ttl_ticks, holder)))
             }
         };
-        history.append(&self.scratch, tick, channel.options.history_size);
+        record.write(history.append(record.bytes, tick, channel.options.history_size));
         pool.resize(before, history.footprint());
     }
 
@@ -116,8 +132,8 @@ impl EmbeddedBus {
     }
 
     /// Keeps the newest record in the memory that its channel holds already, or not at all.
-    fn keep_within_own(&mut self, tick: u32, channel: Channel<'_>) {
-        let length = self.scratch.len();
+    fn keep_within_own(&mut self, tick: u32, channel: Channel<'_>, record: &NewRecord<'_>) {
+        let length = record.bytes;
         let Some(slot) = self.slots.get_mut(channel.id) else { return };
         if let Some(history) = &mut slot.history {
             while history.count() > 0 && !history.fits(length) {
@@ -125,13 +141,13 @@ impl EmbeddedBus {
                 self.counters.publications_cut += 1;
             }
             if history.fits(length) {
-                history.append(&self.scratch, tick, channel.options.history_size);
+                record.write(history.append(length, tick, channel.options.history_size));
                 return;
             }
         }
         self.drop_history(channel.id);
         if self.pool.has_room(0, History::footprint_of_first(length)) {
-            self.append(tick, channel, slots::ticks(channel.options.history_ttl_ms));
+            self.append(tick, channel, slots::ticks(channel.options.history_ttl_ms), record);
         } else {
             self.counters.publications_unkept += 1;
         }

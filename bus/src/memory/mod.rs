@@ -18,8 +18,6 @@ mod keys;
 mod pool;
 mod slots;
 
-use std::borrow::Cow;
-
 use ringmain_proto::message::Publication;
 use ringmain_proto::time::Now;
 
@@ -30,8 +28,8 @@ use crate::types::{
     Accepted, BusError, Channel, ChannelId, Event, Health, HistoryQuery, IDEMPOTENCY_KEY_BYTES_MAX, Outcome,
     Page, PublicationId, PublishError, Token,
 };
-use keep::Sweep;
 pub use keep::{EVICTION_SAMPLES, EVICTIONS_PER_PUBLISH_MAX, SWEEP_PERIOD_MS, SWEEP_SLOTS_PER_POLL_MAX};
+use keep::{NewRecord, Sweep};
 use keys::Keys;
 use pool::Pool;
 use slots::{Slot, Slots, tick_of};
@@ -125,8 +123,6 @@ pub struct EmbeddedBus {
     epochs: Nonces,
     counters: MemoryCounters,
     record_bytes_max: usize,
-    /// The record being published.
-    scratch: Vec<u8>,
     sweep: Sweep,
 }
 
@@ -140,7 +136,6 @@ impl EmbeddedBus {
             epochs: Nonces::new(options.epoch_seed),
             counters: MemoryCounters::default(),
             record_bytes_max: options.record_bytes_max,
-            scratch: Vec::new(),
             sweep: Sweep::default(),
         }
     }
@@ -205,7 +200,13 @@ impl EmbeddedBus {
         (accepted.position.epoch == epoch).then_some(Accepted { repeated: true, ..accepted })
     }
 
-    fn accept(&mut self, now: Now, channel: Channel<'_>, publication: &Publication<'_>) -> Accepted {
+    fn accept(
+        &mut self,
+        now: Now,
+        channel: Channel<'_>,
+        publication: &Publication<'_>,
+        bytes: usize,
+    ) -> Accepted {
         if !channel.options.is_positioned() {
             return Accepted { position: Position::NONE, previous: 0, repeated: false };
         }
@@ -214,14 +215,7 @@ impl EmbeddedBus {
         let previous = slot.top;
         slot.top += 1;
         let position = slot.position();
-        self.scratch.clear();
-        let record = Publication {
-            offset: position.offset,
-            epoch: publication.epoch.as_deref().map(Cow::Borrowed),
-            ..*publication
-        };
-        record.write_record(&mut self.scratch);
-        self.keep(tick, channel);
+        self.keep(tick, channel, &NewRecord { publication, offset: position.offset, bytes });
         Accepted { position, previous, repeated: false }
     }
 }
@@ -259,7 +253,7 @@ impl Bus for EmbeddedBus {
         // An inline answer is never lost, so nobody has reason to repeat a node's own id.
         let PublicationId::Key(key) = id else {
             self.counters.published += 1;
-            return Outcome::Done(Ok(self.accept(now, channel, publication)));
+            return Outcome::Done(Ok(self.accept(now, channel, publication, bytes)));
         };
         if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
             self.counters.refused += 1;
@@ -270,7 +264,7 @@ impl Bus for EmbeddedBus {
             return Outcome::Done(Ok(repeat));
         }
         self.counters.published += 1;
-        let accepted = self.accept(now, channel, publication);
+        let accepted = self.accept(now, channel, publication, bytes);
         self.counters.keys_evicted += u64::from(self.keys.remember(now.mono_ms, channel.name, key, accepted));
         Outcome::Done(Ok(accepted))
     }

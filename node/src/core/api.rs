@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::ErrorCode;
 
 use super::engine::ShardIndex;
@@ -222,8 +223,8 @@ pub enum Answer {
 /// One member of a channel's presence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Client id (UUID text).
-    pub client: String,
+    /// The connection.
+    pub client: ClientId,
     /// User id; empty when anonymous.
     pub user: String,
     /// JSON of the connection token's `info`.

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ringmain_bus::{Epoch, HistoryQuery, Position, Since};
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::{CloseReason, ErrorCode};
 use ringmain_proto::message::{Publication, Push, TagsBuf};
 use ringmain_proto::time::Now;
@@ -21,7 +22,6 @@ use super::metrics::Metric;
 use super::session::{Follow, Stage, SubState};
 use super::shard::{Core, Drain};
 use super::subscribe::{NewSub, bounded_expiry, ttl_of};
-use super::text::ClientText;
 
 impl Core {
     pub(crate) fn call(&mut self, command: ControlCommand, now: Now) {
@@ -114,7 +114,8 @@ impl Core {
         if self.channels.namespace_of(&call.channel).is_none() {
             return Some(Err(ErrorCode::UnknownChannel));
         }
-        let publication = Publication { data: &call.data, tags: tags.as_tags(), ..Publication::default() };
+        let mut publication =
+            Publication { data: &call.data, tags: tags.as_tags(), ..Publication::default() };
         if call.skip_history {
             if let Some(index) = self.channels.find(&call.channel) {
                 let epoch = self.channels.get(index).epoch;
@@ -124,7 +125,7 @@ impl Core {
             return Some(Ok(Answer::Published { offset: 0, epoch: String::new() }));
         }
         let key = call.idempotency_key.as_deref();
-        self.publish_at_home(self.shard, Publisher::Call(token), &call.channel, key, &publication, now);
+        self.publish_at_home(self.shard, Publisher::Call(token), &call.channel, key, &mut publication, now);
         None
     }
 
@@ -168,10 +169,10 @@ impl Core {
         let slots = self.sessions.of_user(&selector.user).into_iter();
         let chosen = slots.filter(|slot| {
             let session = self.sessions.get(*slot);
-            let client = ClientText::new(session.client);
+            let client = ClientId(session.client);
             session.stage == Stage::Connected
-                && selector.client.as_ref().is_none_or(|wanted| wanted == client.as_str())
-                && !selector.whitelist.iter().any(|spared| spared == client.as_str())
+                && selector.client.as_ref().is_none_or(|wanted| client.is_text(wanted))
+                && !selector.whitelist.iter().any(|spared| client.is_text(spared))
         });
         chosen.collect()
     }

@@ -8,7 +8,7 @@
 //! ([`Core::end_input`]).
 
 use ringmain_proto::close::{CloseReason, ErrorCode};
-use ringmain_proto::message::{ClientInfo, Command, Publication, Push, Reply, Request, SubscribeRequest};
+use ringmain_proto::message::{Command, Publication, Push, Reply, Request, SubscribeRequest};
 use ringmain_proto::time::Now;
 
 use super::api::home_of;
@@ -19,7 +19,6 @@ use super::metrics::Metric;
 use super::permission::{Access, KIND_SHARED_POLL, Refusal, is_map};
 use super::session::*;
 use super::shard::Core;
-use super::text::ClientText;
 
 /// The channel that every connection is subscribed to.
 pub(crate) const BROADCAST_CHANNEL: &str = "broadcast:global";
@@ -224,19 +223,13 @@ impl Core {
         };
         let session = self.sessions.get_mut(slot);
         session.pending += 1;
-        // The identity is taken out of the session, which the publish may not touch: mostly it is empty.
-        let client = ClientText::new(session.client);
-        let user = session.user.clone();
-        let conn_info = session.extra.as_ref().and_then(|extra| extra.conn_info.clone());
-        let chan_info = session.sub_extra(index).and_then(|sub| sub.chan_info.clone());
-        let info = ClientInfo {
-            user: &user,
-            client: client.as_str(),
-            conn_info: conn_info.as_deref(),
-            chan_info: chan_info.as_deref(),
-        };
-        let publication = Publication { data, info: Some(info), ..Publication::default() };
-        self.publish_into(home, Publisher::Client(origin), index, None, &publication, now);
+        // Copied, for the publish may touch the session.
+        let mut publisher = std::mem::take(&mut self.publisher);
+        publisher.copy_from(session, index);
+        let info = Some(publisher.as_client_info());
+        let mut publication = Publication { data, info, ..Publication::default() };
+        self.publish_into(home, Publisher::Client(origin), index, None, &mut publication, now);
+        self.publisher = publisher;
     }
 
     /// No namespace holds maps: what is well-formed is not permitted.

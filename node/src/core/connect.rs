@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringmain_bus::Epoch;
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::{CloseReason, ErrorCode};
 use ringmain_proto::message::{ConnectRequest, ConnectResult, Reply, SubscribeRequest, SubscribeResult};
 use ringmain_proto::time::Now;
@@ -21,7 +22,6 @@ use super::permission::{Refusal, subscription_options};
 use super::session::*;
 use super::shard::Core;
 use super::subscribe::{NewSub, bounded_expiry, publications_in, ttl_of};
-use super::text::ClientText;
 
 /// Bytes of commands that wait for a connect reply at the most; more closes with 3013.
 const BACKLOG_BYTES_MAX: usize = 256 * 1024;
@@ -248,7 +248,7 @@ impl Core {
         self.out.release(slot);
         self.arm_timer(slot, now);
         for message in connecting.backlog {
-            self.message(slot, &message, now);
+            self.message(slot, super::wire::Message::Binary(&message), now);
             if self.sessions.by_serial(slot, serial).is_none_or(|session| session.is_ending()) {
                 break;
             }
@@ -260,7 +260,7 @@ impl Core {
 
     fn reply_connect(&mut self, slot: Slot, connecting: &Connecting, now: Now) {
         let session = self.sessions.get(slot);
-        let (client, frame_pings) = (ClientText::new(session.client), session.frame_pings);
+        let (client, frame_pings) = (ClientId(session.client).to_string(), session.frame_pings);
         let expire_at = (session.expire_at != 0).then(|| u64::from(session.expire_at));
         let (expires, ttl) = ttl_of(expire_at, now);
         let data = if connecting.demo {

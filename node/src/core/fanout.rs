@@ -262,7 +262,10 @@ impl Core {
             let Some((publication, _)) = Publication::read_record(record) else { continue };
             if publication.offset == 0 || publication.offset > seen {
                 let start = ringmain_proto::ws::begin_frame(&mut frames);
-                codec.encode_push(&Push::Publication { channel: &name, publication }, &mut frames);
+                codec.encode_push(
+                    &Push::Publication { channel: &name, publication: &publication },
+                    &mut frames,
+                );
                 ringmain_proto::ws::finish_frame(&mut frames, start, codec.opcode());
             }
         }

@@ -9,7 +9,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::ErrorCode;
+use ringmain_proto::message::ClientInfo;
 
 use super::api::Member;
 use super::engine::{ShardIndex, Slot};
@@ -56,6 +58,18 @@ pub struct Identity {
     pub client: u128,
     /// The user and the two JSON infos.
     pub info: Arc<IdentityInfo>,
+}
+
+impl Identity {
+    /// As a publication, join or leave shows it.
+    pub(crate) fn as_client_info(&self) -> ClientInfo<'_> {
+        ClientInfo {
+            user: &self.info.user,
+            client: ClientId(self.client),
+            conn_info: self.info.conn_info.as_deref(),
+            chan_info: self.info.chan_info.as_deref(),
+        }
+    }
 }
 
 /// The part of an identity that is on the heap.

@@ -24,7 +24,6 @@ mod refresh;
 mod session;
 mod shard;
 mod subscribe;
-mod text;
 mod timer;
 mod timers;
 mod wire;

@@ -175,7 +175,7 @@ impl Output {
     /// Appends one WebSocket frame for a slot: into the arena, or behind what waits already.
     pub(crate) fn frame(&mut self, slot: Slot, opcode: Opcode, encode: impl FnOnce(&mut Vec<u8>)) {
         self.raw(slot, |out| {
-            let start = ws::begin_frame(out);
+            let start = ws::begin_small_frame(out);
             encode(out);
             ws::finish_frame(out, start, opcode);
         });

@@ -3,6 +3,7 @@
 //! Owns the rules of namespaces and of subscription tokens. It decides and changes nothing: what is
 //! refused is told by [`super::commands`], and by [`super::connect`] for what the server subscribes.
 
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::{CloseReason, ErrorCode};
 use ringmain_proto::message::SubscribeRequest;
 use ringmain_proto::time::Now;
@@ -15,7 +16,6 @@ use super::engine::Slot;
 use super::mesh::RecoverFrom;
 use super::shard::Core;
 use super::subscribe::NewSub;
-use super::text::ClientText;
 
 /// Subscribe flag: answer 112 where the position cannot be recovered.
 const FLAG_STRICT_RECOVERY: i64 = 2;
@@ -172,8 +172,7 @@ impl Core {
         if self.channels.namespace_of(&claims.channel).is_none() {
             return Err(ErrorCode::UnknownChannel.into());
         }
-        let client = ClientText::new(session.client);
-        let other_client = !claims.client.is_empty() && claims.client != client.as_str();
+        let other_client = !claims.client.is_empty() && !ClientId(session.client).is_text(&claims.client);
         if claims.channel != name || claims.sub != *session.user || other_client {
             return Err(Refusal::Close(CloseReason::InvalidToken));
         }

@@ -10,8 +10,10 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::CloseReason;
 use ringmain_proto::codec::Codec;
+use ringmain_proto::message::ClientInfo;
 use ringmain_proto::ws::Reader;
 use smallvec::SmallVec;
 
@@ -305,6 +307,46 @@ impl Session {
     /// Whether WebSocket frames may be sent.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Opened | Stage::Refused | Stage::Connecting | Stage::Connected)
+    }
+}
+
+/// Who publishes, copied out of a session into buffers that are used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct PublisherCopy {
+    client: ClientId,
+    user: String,
+    /// Empty: none.
+    conn_info: Vec<u8>,
+    chan_info: Vec<u8>,
+}
+
+impl PublisherCopy {
+    /// The identity of `session` in `channel`.
+    pub(crate) fn copy_from(&mut self, session: &Session, channel: u32) {
+        self.client = ClientId(session.client);
+        self.user.clear();
+        self.user.push_str(&session.user);
+        self.conn_info.clear();
+        self.chan_info.clear();
+        if let Some(extra) = &session.extra {
+            self.conn_info.extend_from_slice(extra.conn_info.as_deref().unwrap_or_default());
+            let sub = extra.subs.iter().find(|sub| sub.channel == channel);
+            self.chan_info
+                .extend_from_slice(sub.and_then(|sub| sub.chan_info.as_deref()).unwrap_or_default());
+        }
+    }
+
+    /// As a publication shows it.
+    pub(crate) fn as_client_info(&self) -> ClientInfo<'_> {
+        fn some(json: &[u8]) -> Option<&[u8]> {
+            (!json.is_empty()).then_some(json)
+        }
+        ClientInfo {
+            user: &self.user,
+            client: self.client,
+            conn_info: some(&self.conn_info),
+            chan_info: some(&self.chan_info),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::fanout::LagSend;
 use super::mesh::{MeshBatch, MeshMessage, Outboxes};
 use super::metrics::{Metric, Values};
 use super::output::Output;
-use super::session::{Sessions, Stage};
+use super::session::{PublisherCopy, Sessions, Stage};
 use super::timer::Wheel;
 
 /// A file that the node serves on its traffic port.
@@ -95,6 +95,7 @@ pub struct Core {
     pub(crate) pools_checked_ms: u64,
     pub(crate) waiters: super::home::Waiters,
     pub(crate) scratch: Vec<u8>,
+    pub(crate) publisher: PublisherCopy,
 }
 
 /// A drain under way.
@@ -166,6 +167,7 @@ impl Core {
             pools_checked_ms: now.mono_ms,
             waiters: super::home::Waiters::default(),
             scratch: Vec::new(),
+            publisher: PublisherCopy::default(),
             config,
         })
     }
@@ -232,8 +234,10 @@ impl Core {
             }
             self.flushing.swap_remove(position);
             if self.sessions.get(slot).stage == Stage::Closing {
-                // A peer that has said its last word needs no FIN in advance and sends nothing to discard.
-                let ended = self.sessions.get(slot).input_ended;
+                // A peer that has said its last word needs no FIN in advance and sends nothing to discard,
+                // but for the pong to a ping that its close frame has crossed.
+                let session = self.sessions.get(slot);
+                let ended = session.input_ended && !session.awaits_pong;
                 self.leave_loop(slot, if ended { Effect::Close(slot) } else { Effect::Finish(slot) });
             }
         }

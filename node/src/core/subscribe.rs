@@ -285,7 +285,7 @@ impl Core {
         let SubscribeResult { recoverable, positioned, epoch, offset, data, .. } = result;
         self.push(slot, &Push::Subscribe { channel, recoverable, positioned, epoch, offset, data });
         for publication in result.publications {
-            self.push(slot, &Push::Publication { channel, publication: publication.clone() });
+            self.push(slot, &Push::Publication { channel, publication });
         }
     }
 
@@ -434,7 +434,7 @@ impl Core {
             offset = publication.offset;
             self.out.append_own(slot, |out| {
                 let start = ringmain_proto::ws::begin_frame(out);
-                codec.encode_push(&Push::Publication { channel: &name, publication }, out);
+                codec.encode_push(&Push::Publication { channel: &name, publication: &publication }, out);
                 ringmain_proto::ws::finish_frame(out, start, codec.opcode());
             });
         }
@@ -461,7 +461,7 @@ impl Core {
 
     // --- answers of the home to commands ---
 
-    fn publish_answered(&mut self, origin: Origin, result: Result<(), ErrorCode>, now: Now) {
+    pub(crate) fn publish_answered(&mut self, origin: Origin, result: Result<(), ErrorCode>, now: Now) {
         if self.sessions.by_serial(origin.slot, origin.serial).is_some() {
             match result {
                 Ok(()) => self.reply(origin.slot, origin.id, &Reply::Publish),
@@ -491,7 +491,7 @@ impl Core {
                     .iter()
                     .map(|member| ClientInfo {
                         user: &member.user,
-                        client: &member.client,
+                        client: member.client,
                         conn_info: member.conn_info.as_deref(),
                         chan_info: member.chan_info.as_deref(),
                     })

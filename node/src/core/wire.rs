@@ -6,7 +6,7 @@ use ringmain_proto::close::CloseReason;
 use ringmain_proto::http::{Head, Request, Response, check_upgrade, parse_head};
 use ringmain_proto::proxy::{self, ProxyHeader};
 use ringmain_proto::time::Now;
-use ringmain_proto::ws::{self, Chunk, Event, Opcode};
+use ringmain_proto::ws::{self, Chunk, Event, Opcode, Text};
 
 use super::engine::Slot;
 use super::metrics::Metric;
@@ -26,6 +26,22 @@ enum HeadOutcome {
     Consumed(usize),
     /// The connection is closing.
     Closed,
+}
+
+/// One message of a client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Message<'a> {
+    Text(&'a Text<'a>),
+    Binary(&'a [u8]),
+}
+
+impl<'a> Message<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
 }
 
 impl Core {
@@ -293,9 +309,13 @@ impl Core {
     fn frame_event(&mut self, slot: Slot, event: Event<'_>, now: Now) {
         match event {
             // Text or binary: as Centrifugo, it is taken for what the codec makes of it.
-            Event::Message { payload, .. } => {
+            Event::Text(text) => {
                 self.metrics.add(Metric::MessagesIn, 1);
-                self.message(slot, &payload, now);
+                self.message(slot, Message::Text(&text), now);
+            }
+            Event::Binary(payload) => {
+                self.metrics.add(Metric::MessagesIn, 1);
+                self.message(slot, Message::Binary(&payload), now);
             }
             Event::Ping(payload) => {
                 self.out.raw(slot, |out| ws::write_frame(out, Opcode::Pong, &payload));
@@ -318,16 +338,19 @@ impl Core {
     }
 
     /// One message of a client: its commands in order, up to the first malformed line.
-    pub(crate) fn message(&mut self, slot: Slot, message: &[u8], now: Now) {
+    pub(crate) fn message(&mut self, slot: Slot, message: Message<'_>, now: Now) {
         let session = self.sessions.get(slot);
         if session.stage == Stage::Connecting {
-            return self.keep_for_connected(slot, message, now);
+            return self.keep_for_connected(slot, message.bytes(), now);
         }
         if session.stage == Stage::Refused {
             return;
         }
         let serial = session.serial;
-        let mut commands = session.codec.decode(message);
+        let mut commands = match message {
+            Message::Text(text) => session.codec.decode_text(text),
+            Message::Binary(bytes) => session.codec.decode(bytes),
+        };
         while let Some(command) = commands.next() {
             match command {
                 Ok(command) => self.command(slot, command, now),

@@ -7,7 +7,7 @@ mod centrifuge;
 
 use crate::json::JsonError;
 use crate::message::{Command, Push, Reply};
-use crate::ws::Opcode;
+use crate::ws::{Opcode, Text};
 
 /// A wire format; one arm each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -49,11 +49,19 @@ impl From<JsonError> for DecodeError {
 }
 
 impl Codec {
-    /// The commands of one WebSocket message, in order. Ends after the first error, which comes after
-    /// the commands before it: an empty message and a blank line are errors too.
-    pub fn decode<'a>(self, message: &'a [u8]) -> Commands<'a> {
+    /// The commands of one text message, in order. Ends after the first error, which comes after the
+    /// commands before it: an empty message and a blank line are errors too.
+    #[inline]
+    pub fn decode_text<'a>(self, message: &'a Text<'_>) -> Commands<'a> {
+        match self {
+            Self::Json => Commands { state: State::JsonLines(message.as_bytes()) },
+        }
+    }
+
+    /// The same for a binary message.
+    pub fn decode(self, message: &[u8]) -> Commands<'_> {
         match (self, simdutf8::basic::from_utf8(message)) {
-            (Self::Json, Ok(text)) => Commands { state: State::JsonLines(text) },
+            (Self::Json, Ok(_)) => Commands { state: State::JsonLines(message) },
             (Self::Json, Err(_)) => Commands { state: State::Failed(DecodeError::Utf8) },
         }
     }
@@ -102,8 +110,8 @@ pub struct Commands<'a> {
 
 #[derive(Clone, Debug)]
 enum State<'a> {
-    /// What is left of a message, from the start of a line.
-    JsonLines(&'a str),
+    /// What is left of a message, from the start of a line: valid UTF-8.
+    JsonLines(&'a [u8]),
     /// Nothing was decodable; to be told once.
     Failed(DecodeError),
     Ended,
@@ -113,7 +121,7 @@ impl<'a> Commands<'a> {
     /// What is not decoded yet: a message of its own, empty at the end.
     pub fn rest(&self) -> &'a [u8] {
         match self.state {
-            State::JsonLines(text) => text.as_bytes(),
+            State::JsonLines(text) => text,
             State::Failed(_) | State::Ended => &[],
         }
     }
@@ -132,11 +140,16 @@ impl<'a> Iterator for Commands<'a> {
             }
             State::Ended => return None,
         };
-        let (line, rest) = match memchr::memchr(b'\n', text.as_bytes()) {
+        if let Some((command, rest)) = centrifuge::usual_publish(text) {
+            self.state = if rest.is_empty() { State::Ended } else { State::JsonLines(rest) };
+            return Some(Ok(command));
+        }
+        let (line, rest) = match memchr::memchr(b'\n', text) {
             Some(at) => (&text[..at], &text[at + 1..]),
-            None => (text, ""),
+            None => (text, &[][..]),
         };
-        let command = centrifuge::command(line);
+        let line = simdutf8::basic::from_utf8(line).map_err(|_| DecodeError::Utf8);
+        let command = line.and_then(centrifuge::command);
         self.state = if rest.is_empty() || command.is_err() { State::Ended } else { State::JsonLines(rest) };
         Some(command)
     }

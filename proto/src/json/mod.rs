@@ -18,6 +18,7 @@ mod skip;
 mod write;
 
 pub use scan::Scanner;
+pub(crate) use skip::{has_newline, string_run};
 pub use write::{write_raw, write_string};
 
 /// Why a document was refused. Always the author's fault; position is not kept.
@@ -38,6 +39,12 @@ pub enum JsonError {
 pub fn is_valid(text: &str) -> bool {
     let mut scanner = Scanner::new(text);
     scanner.raw().is_ok() && scanner.end().is_ok()
+}
+
+/// The length of the value at the start of `text` (valid UTF-8), `depth` containers deep.
+#[inline]
+pub(crate) fn skip_value(text: &[u8], depth: u32) -> Option<usize> {
+    skip::value(text, 0, depth).ok()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Validation: from the first byte of a value to the byte after it.
 
+use wide::u8x16;
+
 use super::JsonError;
 use crate::limits::JSON_DEPTH_MAX;
 
@@ -29,8 +31,15 @@ fn whitespace_run(bytes: &[u8], mut at: usize) -> usize {
 /// The position of the first byte at or after `at` that ends a run of plain string bytes: a quote, a
 /// backslash or a control character (the end, if there is none).
 #[inline]
-pub(super) fn string_run(bytes: &[u8], mut at: usize) -> usize {
-    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+pub(crate) fn string_run(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+        let stops = string_stops_of_16(*chunk);
+        if stops != 0 {
+            return at + stops.trailing_zeros() as usize;
+        }
+        at += 16;
+    }
+    if let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let stops = string_stops(u64::from_le_bytes(*word));
         if stops != 0 {
             return at + (stops.trailing_zeros() / 8) as usize;
@@ -44,6 +53,26 @@ pub(super) fn string_run(bytes: &[u8], mut at: usize) -> usize {
         at += 1;
     }
     at
+}
+
+/// A bit for each byte that ends a run.
+#[inline]
+fn string_stops_of_16(chunk: [u8; 16]) -> u32 {
+    let bytes = u8x16::from(chunk);
+    let quotes = bytes.simd_eq(u8x16::splat(b'"'));
+    let backslashes = bytes.simd_eq(u8x16::splat(b'\\'));
+    let controls = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    (quotes | backslashes | controls).to_bitmask()
+}
+
+/// Whether there is a newline.
+#[inline]
+pub(crate) fn has_newline(bytes: &[u8]) -> bool {
+    let (chunks, tail) = bytes.as_chunks::<16>();
+    let newline = u8x16::splat(b'\n');
+    let found =
+        chunks.iter().fold(u8x16::splat(0), |found, chunk| found | u8x16::from(*chunk).simd_eq(newline));
+    found.to_bitmask() != 0 || tail.contains(&b'\n')
 }
 
 /// Flags, in the high bit of its byte, the first byte of `word` that ends a run. Flags above the

@@ -1,5 +1,9 @@
 //! Appending strings and raw values.
 
+use wide::u8x16;
+
+use super::skip::has_newline;
+
 /// Appends `text` as a JSON string, escaped as Go's `encoding/json` does: besides what RFC 8259
 /// section 7 demands, `<`, `>`, `&`, U+2028 and U+2029 are written as `\u` escapes.
 #[inline]
@@ -16,7 +20,7 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 /// commands and replies, and within valid JSON they are whitespace only. Nothing is `null`.
 #[inline]
 pub fn write_raw(out: &mut Vec<u8>, raw: &[u8]) {
-    if memchr::memchr(b'\n', raw).is_some() {
+    if has_newline(raw) {
         let start = out.len();
         out.extend(raw.iter().filter(|byte| **byte != b'\n'));
         if out.len() > start {
@@ -33,15 +37,33 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// The position of the first byte that may need an escape: exact for ASCII, any byte of a non-ASCII
 /// character otherwise (U+2028 and U+2029 are rare; the slow path looks closer).
+#[inline]
 fn first_escaped(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
-    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        if maybe_escaped(u64::from_le_bytes(*word)) != 0 {
-            break;
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+        let escaped = escaped_of_16(*chunk);
+        if escaped != 0 {
+            return Some(at + escaped.trailing_zeros() as usize);
         }
-        at += 8;
+        at += 16;
+    }
+    if let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        if maybe_escaped(u64::from_le_bytes(*word)) == 0 {
+            at += 8;
+        }
     }
     bytes[at..].iter().position(|byte| !PLAIN[usize::from(*byte)]).map(|offset| at + offset)
+}
+
+/// A bit for each byte that may need an escape, as [`PLAIN`] has it.
+#[inline]
+fn escaped_of_16(chunk: [u8; 16]) -> u32 {
+    let bytes = u8x16::from(chunk);
+    let is = |byte| bytes.simd_eq(u8x16::splat(byte));
+    let special = is(b'"') | is(b'\\') | is(b'<') | is(b'>') | is(b'&');
+    let control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    let beyond_ascii = bytes.max(u8x16::splat(0x80)).simd_eq(bytes);
+    (special | control | beyond_ascii).to_bitmask()
 }
 
 /// Not zero if any byte of `word` may need an escape. May flag a word without one, never miss one.

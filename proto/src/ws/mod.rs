@@ -10,9 +10,11 @@ mod reader;
 mod write;
 
 use crate::close::CloseReason;
-pub use reader::{Chunk, Event, Reader};
+pub use reader::{Chunk, Event, Reader, Text};
 
-pub use write::{FrameStart, begin_frame, finish_frame, frame_header, write_close, write_frame};
+pub use write::{
+    FrameStart, begin_frame, begin_small_frame, finish_frame, frame_header, write_close, write_frame,
+};
 
 /// What a client did wrong; the connection closes with [`WsError::close_reason`]. Always the peer's
 /// fault; nothing after it is read.

@@ -44,13 +44,10 @@ impl<'c> Chunk<'c> {
 /// What a client sent. Payloads borrow from the chunk, or own what was assembled over several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'c> {
-    /// A whole message: [`Opcode::Text`] (valid UTF-8) or [`Opcode::Binary`].
-    Message {
-        /// Text or Binary.
-        opcode: Opcode,
-        /// Unmasked payload, all fragments joined.
-        payload: Cow<'c, [u8]>,
-    },
+    /// A whole text message, unmasked, all fragments joined.
+    Text(Text<'c>),
+    /// A whole binary message, likewise.
+    Binary(Cow<'c, [u8]>),
     /// Answer with a pong of the same payload.
     Ping(Cow<'c, [u8]>),
     /// Answer to a ping, or unasked.
@@ -62,6 +59,24 @@ pub enum Event<'c> {
         /// Its reason, at most 123 bytes.
         reason: Cow<'c, str>,
     },
+}
+
+/// The payload of a text message: valid UTF-8, checked once, by the reader that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text<'c>(Cow<'c, [u8]>);
+
+impl Text<'_> {
+    /// The text as bytes.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<String> for Text<'static> {
+    fn from(text: String) -> Self {
+        Self(Cow::Owned(text.into_bytes()))
+    }
 }
 
 /// Incremental reader of one connection's frames.
@@ -138,9 +153,9 @@ impl Reader {
             let is_whole = frame.remaining <= chunk.remaining();
             if is_whole && (frame.opcode.is_control() || (frame.fin && !in_message)) {
                 let payload = chunk.take(frame.remaining);
-                unmask(payload, frame.mask, 0);
+                let is_ascii = unmask(payload, frame.mask, 0);
                 self.free_if_idle();
-                return whole(frame.opcode, Cow::Borrowed(payload)).map(Some);
+                return whole(frame.opcode, Cow::Borrowed(payload), is_ascii).map(Some);
             }
             self.partial.get_or_insert_default().frame = Some(frame);
         }
@@ -215,7 +230,7 @@ impl Reader {
             return Ok(Step::NeedsBytes);
         }
         let event = if frame.opcode.is_control() {
-            whole(frame.opcode, Cow::Owned(std::mem::take(&mut partial.control)))?
+            whole(frame.opcode, Cow::Owned(std::mem::take(&mut partial.control)), false)?
         } else if frame.fin {
             partial.finish_message()?
         } else {
@@ -298,18 +313,21 @@ impl Partial {
         let checked = std::mem::take(&mut self.checked);
         match self.message_opcode.take() {
             Some(Opcode::Text) if checked < payload.len() => Err(WsError::Utf8),
-            opcode => {
-                Ok(Event::Message { opcode: opcode.unwrap_or(Opcode::Binary), payload: Cow::Owned(payload) })
-            }
+            Some(Opcode::Text) => Ok(Event::Text(Text(Cow::Owned(payload)))),
+            _ => Ok(Event::Binary(Cow::Owned(payload))),
         }
     }
 }
 
 /// The event of a message that came in one frame, or of a control frame.
-fn whole(opcode: Opcode, payload: Cow<'_, [u8]>) -> Result<Event<'_>, WsError> {
+#[inline]
+fn whole(opcode: Opcode, payload: Cow<'_, [u8]>, is_ascii: bool) -> Result<Event<'_>, WsError> {
     match opcode {
-        Opcode::Text if simdutf8::basic::from_utf8(&payload).is_err() => Err(WsError::Utf8),
-        Opcode::Text | Opcode::Binary | Opcode::Continuation => Ok(Event::Message { opcode, payload }),
+        Opcode::Text if is_ascii || simdutf8::basic::from_utf8(&payload).is_ok() => {
+            Ok(Event::Text(Text(payload)))
+        }
+        Opcode::Text => Err(WsError::Utf8),
+        Opcode::Binary | Opcode::Continuation => Ok(Event::Binary(payload)),
         Opcode::Ping => Ok(Event::Ping(payload)),
         Opcode::Pong => Ok(Event::Pong(payload)),
         Opcode::Close => close(payload),

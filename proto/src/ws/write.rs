@@ -8,42 +8,65 @@ const FIN: u8 = 0x80;
 /// Bytes kept free by [`begin_frame`]: the header of payloads from 126 to 65,535 bytes.
 const HEADER_RESERVED: usize = 4;
 
+/// Bytes kept free by [`begin_small_frame`]: the header of payloads below 126 bytes.
+const SMALL_HEADER_RESERVED: usize = 2;
+
 /// Longest header of an unmasked frame, in bytes.
 const HEADER_BYTES_MAX: usize = 10;
 
 /// Where a frame under construction begins; made by [`begin_frame`], given to [`finish_frame`].
 #[derive(Debug)]
 #[must_use = "a frame that is begun must be finished"]
-pub struct FrameStart(usize);
+pub struct FrameStart {
+    start: usize,
+    reserved: usize,
+}
 
 /// Begins a frame at the end of `out`: append its payload, then call [`finish_frame`].
+#[inline]
 pub fn begin_frame(out: &mut Vec<u8>) -> FrameStart {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_RESERVED]);
-    FrameStart(start)
+    FrameStart { start, reserved: HEADER_RESERVED }
+}
+
+/// The same for a payload that is most likely below 126 bytes.
+#[inline]
+pub fn begin_small_frame(out: &mut Vec<u8>) -> FrameStart {
+    let start = out.len();
+    out.extend_from_slice(&[0; SMALL_HEADER_RESERVED]);
+    FrameStart { start, reserved: SMALL_HEADER_RESERVED }
 }
 
 /// Writes the header before all that was appended since `start`.
 ///
-/// Payloads below 126 bytes are moved down by two bytes, those above 65,535 up by six: frames of the
-/// common sizes end up where they were written.
+/// A payload whose header has another length than was kept free is moved: frames of the expected size end
+/// up where they were written.
 #[expect(clippy::needless_pass_by_value, reason = "a frame is finished once")]
+#[inline]
 pub fn finish_frame(out: &mut Vec<u8>, start: FrameStart, opcode: Opcode) {
-    let FrameStart(start) = start;
-    let payload_start = start + HEADER_RESERVED;
-    let payload_len = out.len() - payload_start;
-    let (header, header_len) = frame_header(payload_len, opcode);
-    match header_len {
-        HEADER_RESERVED => {}
-        2 => {
-            out.copy_within(payload_start.., start + 2);
-            out.truncate(start + 2 + payload_len);
+    let FrameStart { start, reserved } = start;
+    let payload_len = out.len() - start - reserved;
+    match (reserved, payload_len) {
+        (SMALL_HEADER_RESERVED, 0..126) => {
+            out[start..start + 2].copy_from_slice(&[FIN | opcode as u8, payload_len as u8]);
         }
-        _ => {
-            out.resize(start + header_len + payload_len, 0);
-            out.copy_within(payload_start..payload_start + payload_len, start + header_len);
+        (HEADER_RESERVED, 126..=0xffff) => {
+            let [high, low] = (payload_len as u16).to_be_bytes();
+            out[start..start + 4].copy_from_slice(&[FIN | opcode as u8, 126, high, low]);
         }
+        _ => finish_moved(out, start, reserved, opcode),
     }
+}
+
+#[cold]
+fn finish_moved(out: &mut Vec<u8>, start: usize, reserved: usize, opcode: Opcode) {
+    let payload = start + reserved..out.len();
+    let (header, header_len) = frame_header(payload.len(), opcode);
+    let end = start + header_len + payload.len();
+    out.resize(out.len().max(end), 0);
+    out.copy_within(payload, start + header_len);
+    out.truncate(end);
     out[start..start + header_len].copy_from_slice(&header[..header_len]);
 }
 
@@ -93,9 +116,9 @@ pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
 mod tests {
     use super::*;
 
-    fn framed(payload_len: usize) -> Vec<u8> {
+    fn framed(payload_len: usize, begin: fn(&mut Vec<u8>) -> FrameStart) -> Vec<u8> {
         let mut out = b"before".to_vec();
-        let start = begin_frame(&mut out);
+        let start = begin(&mut out);
         out.extend((0..payload_len).map(|i| i as u8));
         finish_frame(&mut out, start, Opcode::Text);
         assert_eq!(&out[..6], b"before");
@@ -112,7 +135,8 @@ mod tests {
             (65_535, vec![0x81, 126, 0xff, 0xff]),
             (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
         ] {
-            let frame = framed(payload_len);
+            let frame = framed(payload_len, begin_frame);
+            assert_eq!(frame, framed(payload_len, begin_small_frame));
             assert_eq!(&frame[..header.len()], header, "{payload_len}");
             let payload: Vec<u8> = (0..payload_len).map(|i| i as u8).collect();
             assert_eq!(&frame[header.len()..], payload, "{payload_len}");

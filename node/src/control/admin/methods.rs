@@ -271,8 +271,9 @@ impl Methods {
         match self.router.home(channel, Call::Presence { channel: channel.into() }).await? {
             Answer::Presence(members) => {
                 let members = members.iter();
-                let presence: Option<_> =
-                    members.map(|member| Some((member.client.as_str(), results::member(member)?))).collect();
+                let presence: Option<_> = members
+                    .map(|member| Some((member.client.to_string(), results::member(member)?)))
+                    .collect();
                 encode(&results::Presence { presence: presence.ok_or(ErrorCode::Internal)? })
             }
             other => Err(unexpected(&other)),

@@ -55,7 +55,7 @@ pub(super) struct Empty {}
 #[derive(Debug, Serialize)]
 pub(super) struct Client<'a> {
     pub user: &'a str,
-    pub client: &'a str,
+    pub client: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conn_info: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ pub(super) struct Client<'a> {
 /// Of `presence`, by client id.
 #[derive(Debug, Serialize)]
 pub(super) struct Presence<'a> {
-    pub presence: BTreeMap<&'a str, Client<'a>>,
+    pub presence: BTreeMap<String, Client<'a>>,
 }
 
 /// Of `presence_stats`.
@@ -157,7 +157,7 @@ pub(super) fn raw(json: &[u8]) -> Option<&RawValue> {
 pub(super) fn member(member: &Member) -> Option<Client<'_>> {
     client(ClientInfo {
         user: &member.user,
-        client: &member.client,
+        client: member.client,
         conn_info: member.conn_info.as_deref(),
         chan_info: member.chan_info.as_deref(),
     })
@@ -170,7 +170,7 @@ fn client(info: ClientInfo<'_>) -> Option<Client<'_>> {
     };
     Some(Client {
         user: info.user,
-        client: info.client,
+        client: info.client.to_string(),
         conn_info: raw(info.conn_info)?,
         chan_info: raw(info.chan_info)?,
     })

@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 
 use axum::body::to_bytes;
+use ringmain_proto::client::ClientId;
 use ringmain_proto::close::ErrorCode;
 use ringmain_proto::message::{ClientInfo, Publication, TagsBuf};
 use tower::ServiceExt as _;
@@ -263,13 +264,13 @@ async fn presence_and_its_figures() {
         Call::Presence { channel } if &**channel == "room:empty" => Some(Ok(Answer::Presence(Vec::new()))),
         Call::Presence { .. } => Some(Ok(Answer::Presence(vec![
             Member {
-                client: "c2".into(),
+                client: ClientId(0xc2),
                 user: "u".into(),
                 conn_info: Some(b"{\"a\":1.50}".to_vec()),
                 chan_info: None,
             },
             Member {
-                client: "c1".into(),
+                client: ClientId(0xc1),
                 user: String::new(),
                 conn_info: None,
                 chan_info: Some(b"[]".to_vec()),
@@ -279,8 +280,10 @@ async fn presence_and_its_figures() {
         other => panic!("{other:?}"),
     });
     let expected = concat!(
-        r#"{"result":{"presence":{"c1":{"user":"","client":"c1","chan_info":[]},"#,
-        r#""c2":{"user":"u","client":"c2","conn_info":{"a":1.50}}}}}"#
+        r#"{"result":{"presence":{"00000000-0000-0000-0000-0000000000c1":{"user":"","client":"00000000-0000-0000-0000-0000000000c1","#,
+        r#""chan_info":[]},"#,
+        r#""00000000-0000-0000-0000-0000000000c2":{"user":"u","client":"00000000-0000-0000-0000-0000000000c2","#,
+        r#""conn_info":{"a":1.50}}}}}"#
     );
     port.check("presence", r#"{"channel":"room:a"}"#, expected).await;
     port.check("presence", r#"{"channel":"room:empty"}"#, r#"{"result":{"presence":{}}}"#).await;
@@ -292,7 +295,7 @@ async fn presence_and_its_figures() {
 async fn history_shows_its_records() {
     let mut tags = TagsBuf::new();
     tags.push("key", "a").unwrap();
-    let info = ClientInfo { user: "u", client: "c", conn_info: Some(b"1"), chan_info: None };
+    let info = ClientInfo { user: "u", client: ClientId(0xc), conn_info: Some(b"1"), chan_info: None };
     let mut records = Vec::new();
     Publication { offset: 4, data: b"{\"n\":1.50}", ..Publication::default() }.write_record(&mut records);
     let second = Publication {
@@ -315,7 +318,8 @@ async fn history_shows_its_records() {
     });
     let expected = concat!(
         r#"{"result":{"publications":[{"data":{"n":1.50},"offset":4},"#,
-        r#"{"data":2,"info":{"user":"u","client":"c","conn_info":1},"offset":5,"tags":{"key":"a"}}],"#,
+        r#"{"data":2,"info":{"user":"u","client":"00000000-0000-0000-0000-00000000000c","conn_info":1},"#,
+        r#""offset":5,"tags":{"key":"a"}}],"#,
         r#""epoch":"e","offset":5}}"#
     );
     let body = r#"{"channel":"room:a","limit":10,"since":{"offset":3,"epoch":"e"},"reverse":true}"#;

@@ -5,7 +5,8 @@
 //!
 //! Invariant: a join or leave travels behind the publications that came before it.
 
-use ringmain_proto::message::{ClientInfo, Push};
+use ringmain_proto::client::ClientId;
+use ringmain_proto::message::Push;
 use ringmain_proto::time::Now;
 
 use crate::core::api::Member;
@@ -15,7 +16,6 @@ use crate::core::mesh::{ChannelRef, Identity, MeshMessage, ToMember};
 use crate::core::metrics::Metric;
 use crate::core::presence::Presence;
 use crate::core::shard::Core;
-use crate::core::text::ClientText;
 
 impl Core {
     /// Tells everyone who asked for it that somebody joined or left.
@@ -41,13 +41,7 @@ impl Core {
 
     /// A join or leave for this shard's subscribers.
     pub(crate) fn announce_local(&mut self, index: u32, joined: bool, identity: &Identity) {
-        let client = ClientText::new(identity.client);
-        let info = ClientInfo {
-            user: &identity.info.user,
-            client: client.as_str(),
-            conn_info: identity.info.conn_info.as_deref(),
-            chan_info: identity.info.chan_info.as_deref(),
-        };
+        let info = identity.as_client_info();
         for variant in 0..self.channels.get(index).variants.len() {
             self.append_to_variant(index, variant as u8, None, |codec, name, out| {
                 let push = if joined {
@@ -66,7 +60,7 @@ impl Core {
         let mut members: Vec<Member> = presence
             .iter()
             .map(|(client, info)| Member {
-                client: ClientText::new(client).as_str().to_owned(),
+                client: ClientId(client),
                 user: info.user.to_string(),
                 conn_info: info.conn_info.as_deref().map(<[u8]>::to_vec),
                 chan_info: info.chan_info.as_deref().map(<[u8]>::to_vec),

@@ -20,7 +20,7 @@ mod waiters;
 
 use ringmain_bus::{BusError, Channel as BusChannel, ChannelId, PublishError};
 use ringmain_proto::close::ErrorCode;
-use ringmain_proto::message::{ClientInfo, Publication};
+use ringmain_proto::message::Publication;
 use ringmain_proto::time::Now;
 
 pub(crate) use self::waiters::Waiters;
@@ -32,7 +32,6 @@ use super::log::Log;
 use super::mesh::*;
 use super::presence::Presence;
 use super::shard::Core;
-use super::text::ClientText;
 
 /// The home's side of a channel; exists while another shard is subscribed, or somebody is present.
 #[derive(Debug, Default)]
@@ -121,15 +120,9 @@ impl Core {
     pub(crate) fn at_home(&mut self, from: ShardIndex, message: ToHome, now: Now) {
         match message {
             ToHome::Publish { origin, channel, identity, data } => {
-                let client = identity.as_ref().map(|identity| ClientText::new(identity.client));
-                let info = identity.as_ref().zip(client.as_ref()).map(|(identity, client)| ClientInfo {
-                    user: &identity.info.user,
-                    client: client.as_str(),
-                    conn_info: identity.info.conn_info.as_deref(),
-                    chan_info: identity.info.chan_info.as_deref(),
-                });
-                let publication = Publication { data: &data, info, ..Publication::default() };
-                self.publish_at_home(from, Publisher::Client(origin), &channel, None, &publication, now);
+                let info = identity.as_ref().map(Identity::as_client_info);
+                let mut publication = Publication { data: &data, info, ..Publication::default() };
+                self.publish_at_home(from, Publisher::Client(origin), &channel, None, &mut publication, now);
             }
             ToHome::Subscribe(request) => self.subscribe_at_home(from, request, now),
             ToHome::Leave(leave) => self.leave_at_home(from, &leave, now),

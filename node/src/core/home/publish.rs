@@ -29,7 +29,7 @@ impl Core {
         publisher: Publisher,
         channel: &str,
         key: Option<&str>,
-        publication: &Publication<'_>,
+        publication: &mut Publication<'_>,
         now: Now,
     ) {
         let index = match self.channels.get_or_create(channel) {
@@ -46,7 +46,7 @@ impl Core {
         publisher: Publisher,
         index: u32,
         key: Option<&str>,
-        publication: &Publication<'_>,
+        publication: &mut Publication<'_>,
         now: Now,
     ) {
         let token = self.waiters.token();
@@ -64,8 +64,8 @@ impl Core {
                 self.published(from, publisher, Ok(accepted), now);
                 if !accepted.repeated {
                     self.metrics.add(Metric::Publications, 1);
-                    let publication = Publication { offset: accepted.position.offset, ..publication.clone() };
-                    self.deliver(index, accepted.position.epoch.get(), &publication);
+                    publication.offset = accepted.position.offset;
+                    self.deliver(index, accepted.position.epoch.get(), publication);
                 }
             }
             Outcome::Done(Err(error)) => self.published(from, publisher, Err(publish_error(error)), now),
@@ -82,7 +82,11 @@ impl Core {
         match publisher {
             Publisher::Client(origin) => {
                 let result = result.map(|_| ());
-                self.send_member(from, ToMember::Published { origin, result }, now);
+                if from == self.shard {
+                    self.publish_answered(origin, result, now);
+                } else {
+                    self.send_member(from, ToMember::Published { origin, result }, now);
+                }
             }
             Publisher::Call(token) => self.call_published(token, result.map(|accepted| accepted.position)),
         }
@@ -98,11 +102,9 @@ impl Core {
     pub(crate) fn deliver_local(&mut self, index: u32, epoch: u64, publication: &Publication<'_>) {
         let channel = self.channels.get_mut(index);
         let before = channel.top;
-        let mut new_epoch = None;
+        let mut is_new_epoch = false;
         if publication.offset > 0 {
-            // The first of an epoch tells it: to clients it may be new.
-            let is_new = publication.offset == 1 || channel.epoch != 0 && channel.epoch != epoch;
-            new_epoch = is_new.then(|| Epoch::new(epoch).text());
+            is_new_epoch = publication.offset == 1 || channel.epoch != 0 && channel.epoch != epoch;
             channel.epoch = epoch;
             channel.top = publication.offset;
         }
@@ -111,13 +113,20 @@ impl Core {
             publication.write_record(&mut self.scratch);
             latest.note(publication.tags.get(KEY_TAG).unwrap_or(""), &self.scratch);
         }
-        for variant in 0..channel.variants.len() {
-            self.append_to_variant(index, variant as u8, Some(before), |codec, name, out| {
-                let mut publication = publication.clone();
-                if let Some(epoch) = &new_epoch {
-                    publication.epoch = Some(epoch.as_str().into());
-                }
-                codec.encode_push(&Push::Publication { channel: name, publication }, out);
+        if is_new_epoch {
+            // The first of an epoch tells it: to clients it may be new.
+            let epoch = Epoch::new(epoch).text();
+            let publication = Publication { epoch: Some(epoch.as_str().into()), ..publication.clone() };
+            self.append_publication(index, before, &publication);
+        } else {
+            self.append_publication(index, before, publication);
+        }
+    }
+
+    fn append_publication(&mut self, index: u32, before: u64, publication: &Publication<'_>) {
+        for variant in 0..self.channels.get(index).variants.len() {
+            self.append_to_variant(index, variant as u8, Some(before), |codec, channel, out| {
+                codec.encode_push(&Push::Publication { channel, publication }, out);
             });
         }
     }

@@ -3,6 +3,7 @@
 //! Straight appends. Within an object every field is written with a comma before it, and the first
 //! comma becomes the opening brace at the end: so no field needs to know whether it is the first.
 
+use crate::client::{CLIENT_ID_TEXT_BYTES, ClientId};
 use crate::json::{write_raw, write_string};
 use crate::message::{
     ClientInfo, ConnectResult, HistoryResult, Publication, Push, RefreshResult, Reply, SubscribeResult, Tags,
@@ -161,10 +162,17 @@ fn client_info(out: &mut Vec<u8>, info: &ClientInfo<'_>) {
     key(out, "{\"user\":");
     write_string(out, info.user);
     key(out, ",\"client\":");
-    write_string(out, info.client);
+    client_id(out, info.client);
     raw(out, ",\"conn_info\":", info.conn_info.unwrap_or_default());
     raw(out, ",\"chan_info\":", info.chan_info.unwrap_or_default());
     out.push(b'}');
+}
+
+#[inline]
+fn client_id(out: &mut Vec<u8>, client: ClientId) {
+    let mut text = [b'"'; CLIENT_ID_TEXT_BYTES + 2];
+    text[1..=CLIENT_ID_TEXT_BYTES].copy_from_slice(&client.text_bytes());
+    out.extend_from_slice(&text);
 }
 
 fn publications(out: &mut Vec<u8>, publications: &[Publication<'_>]) {
@@ -264,7 +272,7 @@ fn presence(out: &mut Vec<u8>, members: &[ClientInfo<'_>]) {
     object(out, |out| {
         for info in members {
             out.push(b',');
-            write_string(out, info.client);
+            client_id(out, info.client);
             out.push(b':');
             client_info(out, info);
         }

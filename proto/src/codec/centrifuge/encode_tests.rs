@@ -1,3 +1,4 @@
+use crate::client::ClientId;
 use crate::close::ErrorCode;
 use crate::codec::Codec;
 use crate::message::{
@@ -22,10 +23,14 @@ fn check_push(push: &Push<'_>, expected: &str) {
     assert_eq!(encoded(|out| Codec::Json.encode_push(push, out)), expected);
 }
 
-const INFO: ClientInfo<'static> =
-    ClientInfo { user: "u\"1", client: "c1", conn_info: Some(b"{\"n\":1.50}"), chan_info: Some(b"[]") };
+const INFO: ClientInfo<'static> = ClientInfo {
+    user: "u\"1",
+    client: ClientId(0xc1),
+    conn_info: Some(b"{\"n\":1.50}"),
+    chan_info: Some(b"[]"),
+};
 const ANONYMOUS: ClientInfo<'static> =
-    ClientInfo { user: "", client: "c2", conn_info: None, chan_info: None };
+    ClientInfo { user: "", client: ClientId(0xc2), conn_info: None, chan_info: None };
 
 fn publication(offset: u64) -> Publication<'static> {
     Publication { offset, data: b"{\"a\":1}", ..Publication::default() }
@@ -53,8 +58,8 @@ fn small_replies() {
 fn presence_and_stats_keep_their_zeros() {
     check_reply(1, &Reply::Presence(&[]), r#"{"id":1,"presence":{"presence":{}}}"#);
     let expected = concat!(
-        r#"{"id":1,"presence":{"presence":{"c1":{"user":"u\"1","client":"c1","conn_info":{"n":1.50},"#,
-        r#""chan_info":[]},"c2":{"user":"","client":"c2"}}}}"#
+        r#"{"id":1,"presence":{"presence":{"00000000-0000-0000-0000-0000000000c1":{"user":"u\"1","client":"00000000-0000-0000-0000-0000000000c1","conn_info":{"n":1.50},"#,
+        r#""chan_info":[]},"00000000-0000-0000-0000-0000000000c2":{"user":"","client":"00000000-0000-0000-0000-0000000000c2"}}}}"#
     );
     check_reply(1, &Reply::Presence(&[INFO, ANONYMOUS]), expected);
     let stats = Reply::PresenceStats { num_clients: 0, num_users: 0 };
@@ -128,9 +133,11 @@ fn connect_results_and_pushes_differ_in_order() {
 
 #[test]
 fn publications() {
-    let push = |publication| Push::Publication { channel: "room:1", publication };
-    check_push(&push(publication(12)), r#"{"push":{"channel":"room:1","pub":{"data":{"a":1},"offset":12}}}"#);
-    check_push(&push(Publication::default()), r#"{"push":{"channel":"room:1","pub":{}}}"#);
+    let check = |publication, expected| {
+        check_push(&Push::Publication { channel: "room:1", publication: &publication }, expected);
+    };
+    check(publication(12), r#"{"push":{"channel":"room:1","pub":{"data":{"a":1},"offset":12}}}"#);
+    check(Publication::default(), r#"{"push":{"channel":"room:1","pub":{}}}"#);
     let mut tags = TagsBuf::new();
     tags.push("k", "<v>").unwrap();
     tags.push("l\n", "").unwrap();
@@ -143,21 +150,21 @@ fn publications() {
         epoch: Some("xyz".into()),
     };
     let expected = concat!(
-        r#"{"push":{"channel":"room:1","pub":{"data":"\u00e9","info":{"user":"u\"1","client":"c1","#,
-        r#""conn_info":{"n":1.50},"chan_info":[]},"offset":18446744073709551615,"#,
+        r#"{"push":{"channel":"room:1","pub":{"data":"\u00e9","info":{"user":"u\"1","#,
+        r#""client":"00000000-0000-0000-0000-0000000000c1","conn_info":{"n":1.50},"chan_info":[]},"offset":18446744073709551615,"#,
         r#""tags":{"k":"\u003cv\u003e","l\n":""},"time":1700000000123,"epoch":"xyz"}}}"#
     );
-    check_push(&push(full), expected);
+    check(full, expected);
     let pretty = Publication { data: b"{\n  \"a\": 1\n}", ..Publication::default() };
-    check_push(&push(pretty), r#"{"push":{"channel":"room:1","pub":{"data":{  "a": 1}}}}"#);
+    check(pretty, r#"{"push":{"channel":"room:1","pub":{"data":{  "a": 1}}}}"#);
 }
 
 #[test]
 fn the_other_pushes() {
     let channel = "ch";
-    let expected = r#"{"push":{"channel":"ch","join":{"info":{"user":"","client":"c2"}}}}"#;
+    let expected = r#"{"push":{"channel":"ch","join":{"info":{"user":"","client":"00000000-0000-0000-0000-0000000000c2"}}}}"#;
     check_push(&Push::Join { channel, info: ANONYMOUS }, expected);
-    let expected = r#"{"push":{"channel":"ch","leave":{"info":{"user":"","client":"c2"}}}}"#;
+    let expected = r#"{"push":{"channel":"ch","leave":{"info":{"user":"","client":"00000000-0000-0000-0000-0000000000c2"}}}}"#;
     check_push(&Push::Leave { channel, info: ANONYMOUS }, expected);
     let unsubscribe = |channel| Push::Unsubscribe { channel, code: 2000, reason: "server unsubscribe" };
     let expected = r#"{"push":{"channel":"ch","unsubscribe":{"code":2000,"reason":"server unsubscribe"}}}"#;

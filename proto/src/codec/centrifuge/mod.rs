@@ -5,9 +5,11 @@
 
 mod decode;
 mod encode;
+mod usual;
 
 pub(super) use decode::command;
 pub(super) use encode::{push, reply};
+pub(super) use usual::usual_publish;
 
 #[cfg(test)]
 mod decode_tests;
