@@ -1,6 +1,7 @@
 //! Tests of the sans-IO core: whole nodes of several shards in one process, on virtual time, with
 //! seeded cuts in every send. A failure of a seeded test prints its seed.
 
+mod closing;
 mod fanout;
 mod harness;
 mod probe;
