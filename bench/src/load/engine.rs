@@ -269,6 +269,8 @@ impl<S: Scenario> Engine<S> {
         let (mut replies, mut publications) = (0, 0);
         for message in centrifuge::messages(payload) {
             match message {
+                // Nothing follows our close frame (RFC 6455 section 5.5.1).
+                Message::Ping if self.net.state(index) == State::Closing => {}
                 Message::Ping => {
                     let mut pong = Vec::new();
                     push_client_frame(&mut pong, Opcode::Text, centrifuge::PONG);
