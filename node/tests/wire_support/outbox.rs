@@ -16,7 +16,15 @@ struct Queue {
     blocked: bool,
     /// Close once everything is sent.
     closing: bool,
+    /// The peer said its last word: close at once then.
+    peer_ended: bool,
     open: bool,
+}
+
+impl Queue {
+    fn end(&self, slot: Slot) -> Effect {
+        if self.peer_ended { Effect::Close(slot) } else { Effect::Finish(slot) }
+    }
 }
 
 /// The queues of all connections of a shard.
@@ -65,9 +73,15 @@ impl Outbox {
         if queue.open && !queue.closing {
             queue.closing = true;
             if queue.head == queue.bytes.len() {
-                self.effects.push(Effect::Finish(slot));
+                self.effects.push(queue.end(slot));
             }
         }
+    }
+
+    /// The same for a peer that has said its last word.
+    pub fn finish_after_peer(&mut self, slot: Slot) {
+        self.queues[slot as usize].peer_ended = true;
+        self.finish(slot);
     }
 
     /// Drops what waits and closes at once.
@@ -146,7 +160,7 @@ impl Outbox {
                 queue.bytes = Vec::new();
                 queue.head = 0;
                 if queue.closing {
-                    self.effects.push(Effect::Finish(send.slot));
+                    self.effects.push(queue.end(send.slot));
                 }
                 continue;
             }
