@@ -8,7 +8,7 @@
 //! * a channel's serial is never used again, so a message that names (index, serial) cannot reach a
 //!   later tenant of the index;
 //! * `subs` counts the subscriptions of this shard in every state; members and laggards of its
-//!   variants are those that receive.
+//!   variants are those that receive, unless a gap has set them aside.
 
 use std::sync::Arc;
 
@@ -20,11 +20,13 @@ use smallvec::SmallVec;
 use super::api::hash_name;
 use super::config::{CoreConfig, NamespaceConfig, SlowConsumer};
 use super::engine::{ShardIndex, Slot};
+use super::gap::Untold;
 use super::home::HomePart;
 use super::latest::Latest;
 use super::log::Log;
 use super::mesh::ChannelRef;
 use super::output::VARIANTS_MAX;
+use super::session::Sub;
 
 /// How frames of a variant are encoded: what distinguishes the logs of one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub(crate) struct Channel {
     pub(crate) top: u64,
     pub(crate) subs: u32,
     pub(crate) variants: SmallVec<[Variant; 1]>,
+    /// Receivers that a gap has set aside, while any are still to be told.
+    pub(crate) untold: Option<Box<Untold>>,
     /// On the home shard: the bus has confirmed interest.
     pub(crate) opened: bool,
     /// On the home shard, while another shard is subscribed or somebody is present.
@@ -68,12 +72,6 @@ impl Variant {
     /// Whether nobody receives it.
     pub(crate) fn is_unheard(&self) -> bool {
         self.members.is_empty() && self.log.as_ref().is_none_or(|log| log.laggards.is_empty())
-    }
-
-    /// Everyone who receives it.
-    pub(crate) fn receivers(&self) -> impl Iterator<Item = Slot> + '_ {
-        let laggards = self.log.as_ref().map(|log| &log.laggards[..]).unwrap_or_default();
-        self.members.iter().chain(laggards).copied()
     }
 }
 
@@ -88,6 +86,12 @@ impl Channel {
         }
         self.variants.push(Variant { key, members: SmallVec::new(), log: None });
         Some(self.variants.len() as u8 - 1)
+    }
+
+    /// Whether a gap has set a subscription aside: nothing more of the channel is sent to it.
+    #[inline]
+    pub(crate) fn is_set_aside(&self, slot: Slot, sub: &Sub) -> bool {
+        self.untold.as_ref().is_some_and(|untold| untold.holds(slot, sub))
     }
 
     /// Whether nobody subscribed through this shard or, on the home shard, through any (the bus may still
@@ -251,6 +255,7 @@ impl Channels {
             top: 0,
             subs: 0,
             variants: SmallVec::new(),
+            untold: None,
             opened: false,
             home_part: None,
             latest,

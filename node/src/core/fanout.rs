@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! * a subscription in a variant is either a *member* (at the log's group cursor) or a *laggard*
-//!   (cursor of its own at a frame's end, or waiting for a replay), never both;
+//!   (cursor of its own at a frame's end, or waiting for a replay), never both; one that a gap has set
+//!   aside ([`super::gap`]) is neither, whatever it was before;
 //! * a frame that was begun is finished before anything else is sent: its rest is the head of the
 //!   own queue, and the own queue goes first.
 
@@ -189,6 +190,10 @@ impl Core {
             let front = self.out.waiting(slot).and_then(|waiting| waiting.lags.front().copied());
             let Some(Lag { channel: index, pos, .. }) = front else { return 0 };
             let sub = *self.sessions.sub_mut(slot, index);
+            if self.channels.get(index).is_set_aside(slot, &sub) {
+                self.out.remove_lag(slot, index);
+                continue;
+            }
             if sub.state == SubState::Replaying {
                 // The home answers; the rest of the connection's channels go on.
                 return self.serve_other_lag(slot, index);
@@ -320,11 +325,15 @@ impl Core {
     /// begun is finished, for its rest lies in the own queue.
     pub(crate) fn remove_receiver(&mut self, slot: Slot, index: u32) {
         let sub = *self.sessions.sub_mut(slot, index);
+        if sub.state == SubState::Joining {
+            return;
+        }
         let Core { channels, sessions, out, .. } = self;
-        let variant = match sub.state {
-            SubState::Joining => return,
-            _ => &mut channels.get_mut(index).variants[usize::from(sub.variant)],
-        };
+        let channel = channels.get_mut(index);
+        if channel.untold.as_mut().is_some_and(|untold| untold.remove(slot, &sub, sessions)) {
+            return out.remove_lag(slot, index);
+        }
+        let variant = &mut channel.variants[usize::from(sub.variant)];
         if sub.state == SubState::Member {
             remove_member(&mut variant.members, variant.log.as_deref_mut(), sessions, index, sub.index);
         } else {

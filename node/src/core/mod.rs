@@ -12,6 +12,7 @@ pub mod config;
 mod connect;
 pub mod engine;
 mod fanout;
+mod gap;
 mod home;
 mod latest;
 mod log;
@@ -29,4 +30,5 @@ mod timers;
 mod wire;
 
 pub use auth::KeyError;
+pub use gap::GAP_TOLD_PER_TURN_MAX;
 pub use shard::{Asset, Core, CoreOptions};

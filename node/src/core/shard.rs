@@ -19,6 +19,7 @@ use super::channel::Channels;
 use super::config::CoreConfig;
 use super::engine::{Effect, Engine, Send, ShardIndex, Slot, Source, TurnBudget};
 use super::fanout::LagSend;
+use super::gap::Gaps;
 use super::mesh::{MeshBatch, MeshMessage, Outboxes};
 use super::metrics::{Metric, Values};
 use super::output::Output;
@@ -84,6 +85,8 @@ pub struct Core {
     /// Variants whose log may be released when the turn settles.
     pub(crate) served: Vec<u32>,
     pub(crate) lag_sends: Vec<LagSend>,
+    /// Channels whose subscribers are to be told of a gap.
+    pub(crate) gaps: Gaps,
     /// Connections that are finished once they are flushed.
     pub(crate) flushing: Vec<Slot>,
     /// Closes per second of a drain, and when it closed last.
@@ -159,6 +162,7 @@ impl Core {
             dirty: VecDeque::new(),
             served: Vec::new(),
             lag_sends: Vec::new(),
+            gaps: Gaps::default(),
             flushing: Vec::new(),
             drain: None,
             connections: 0,

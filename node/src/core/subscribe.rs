@@ -149,7 +149,7 @@ impl Core {
                 if let Some(channel) = self.channels.by_ref(member) {
                     channel.epoch = epoch;
                     channel.top = top;
-                    self.tell_gap(member.index, now);
+                    self.gap(member.index);
                 }
             }
             ToMember::Replayed { origin, after, records, whole } => {
@@ -341,16 +341,6 @@ impl Core {
         }
     }
 
-    /// A subscriber may have missed something: it begins anew. What the server subscribed it to it cannot
-    /// subscribe to again, so there the whole connection does.
-    fn lose(&mut self, slot: Slot, index: u32, now: Now) {
-        if self.sessions.sub(slot, index).is_some_and(|sub| sub.flags & SUB_SERVER_SIDE != 0) {
-            self.close(slot, CloseReason::InsufficientState, now);
-        } else {
-            self.unsubscribe_push(slot, index, UnsubscribeReason::InsufficientState, now);
-        }
-    }
-
     fn forget_sub(&mut self, slot: Slot, index: u32) {
         let session = self.sessions.get_mut(slot);
         let before = session.subs.len();
@@ -380,18 +370,6 @@ impl Core {
         }
     }
 
-    /// Tells every subscriber of this shard that publications may be missing: it subscribes again.
-    pub(crate) fn tell_gap(&mut self, index: u32, now: Now) {
-        let mut slots: Vec<Slot> = Vec::new();
-        for variant in &self.channels.get(index).variants {
-            slots.extend(variant.receivers());
-        }
-        self.metrics.add(Metric::DropLost, slots.len() as u64);
-        for slot in slots {
-            self.lose(slot, index, now);
-        }
-    }
-
     // --- replay: a cursor below the log's tail goes on from history ---
 
     /// Asks the home for what follows a fallen cursor.
@@ -413,12 +391,14 @@ impl Core {
         }
         match self.sessions.sub(slot, index) {
             Some(sub)
-                if sub.state == SubState::Replaying && self.out.lag_mut(slot, index).offset == after => {}
+                if sub.state == SubState::Replaying
+                    && !self.channels.get(index).is_set_aside(slot, sub)
+                    && self.out.lag_mut(slot, index).offset == after => {}
             _ => return,
         }
         if !whole {
-            self.metrics.add(Metric::DropLost, 1);
-            return self.lose(slot, index, now);
+            self.lose(slot, index, now);
+            return;
         }
         let variant = self.sessions.sub_mut(slot, index).variant;
         let channel = self.channels.get(index);
@@ -443,8 +423,8 @@ impl Core {
         // Not back in the log yet: a position below its tail asks again once these bytes are out.
         let resumed = log.boundary_after(offset).or((offset > after).then(|| log.base().saturating_sub(1)));
         let Some(pos) = resumed else {
-            self.metrics.add(Metric::DropLost, 1);
-            return self.lose(slot, index, now);
+            self.lose(slot, index, now);
+            return;
         };
         *self.out.lag_mut(slot, index) = Lag { channel: index, pos, offset };
         self.sessions.sub_mut(slot, index).state = SubState::Lagging;

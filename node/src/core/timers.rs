@@ -1,4 +1,5 @@
-//! What happens by time alone: pings, pongs, expiry, stalled readers, drains, full pools.
+//! What happens by time alone: pings, pongs, expiry, stalled readers, drains, full pools; and what is
+//! spread over turns.
 //!
 //! Owns no deadline: each session's are worked out from its state when its one entry in the wheel
 //! comes up. Pings are spread over the interval by a random phase drawn on connect.
@@ -30,6 +31,7 @@ impl Core {
         if self.bus.next_deadline().is_some_and(|at| at <= now.mono_ms) {
             self.poll_bus(now);
         }
+        self.tell_gaps(now);
         self.drain_step(now);
         if now.mono_ms >= self.pools_checked_ms + POOL_CHECK_MS {
             self.pools_checked_ms = now.mono_ms;
@@ -40,7 +42,7 @@ impl Core {
 
     /// When the next is due.
     pub(crate) fn next_timer_ms(&self) -> Option<u64> {
-        if self.has_output() {
+        if self.has_output() || !self.gaps.is_empty() {
             return Some(0);
         }
         let drain = self.drain.as_ref().filter(|drain| !drain.told);

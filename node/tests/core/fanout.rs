@@ -13,14 +13,14 @@ use crate::protocol::{config, open_namespace};
 
 /// Follows what one subscriber of a channel is told.
 #[derive(Default)]
-struct Oracle {
-    last: HashMap<String, u64>,
+pub(crate) struct Oracle {
+    pub(crate) last: HashMap<String, u64>,
     delivered: u64,
     told: u64,
 }
 
 impl Oracle {
-    fn look(&mut self, values: &[Value]) {
+    pub(crate) fn look(&mut self, values: &[Value]) {
         for value in values {
             let push = &value["push"];
             let Some(channel) = push["channel"].as_str() else { continue };
@@ -38,7 +38,7 @@ impl Oracle {
     }
 }
 
-fn publish(world: &mut World, channel: &str, n: u64, size: usize) {
+pub(crate) fn publish(world: &mut World, channel: &str, n: u64, size: usize) {
     let home = ringmain::core::api::home_of(channel, world.cores.len() as u16);
     let data = format!(r#"{{"n":{n},"pad":"{}"}}"#, "x".repeat(size));
     let call = Call::Publish {

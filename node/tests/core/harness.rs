@@ -53,6 +53,8 @@ pub(crate) struct World {
     pub(crate) cut_one_in: u64,
     /// Batches that one shard may have in another's inbox.
     pub(crate) credits: usize,
+    /// Sends of one turn at the most.
+    pub(crate) sends_max: usize,
     /// A shard that is not run.
     pub(crate) paused: Option<usize>,
     inboxes: Vec<VecDeque<(u16, MeshBatch)>>,
@@ -88,6 +90,7 @@ impl World {
             dice: Dice::new(seed),
             cut_one_in: 0,
             credits: 2,
+            sends_max: 8,
             paused: None,
             inboxes: (0..shards).map(|_| VecDeque::new()).collect(),
             free: vec![Vec::new(); usize::from(shards)],
@@ -219,6 +222,18 @@ impl World {
         self.answers.swap_remove(position.expect("every call is answered"))
     }
 
+    /// A small publication by the control plane that nobody waits for: the shards are not run.
+    pub(crate) fn publish_unanswered(&mut self, shard: usize, channel: &str, n: u64) {
+        let call = Call::Publish {
+            channel: channel.into(),
+            data: format!(r#"{{"n":{n}}}"#).into_bytes().into(),
+            tags: Vec::new(),
+            skip_history: false,
+            idempotency_key: None,
+        };
+        self.cores[shard].control(ControlCommand { token: 0, call }, self.now);
+    }
+
     /// Lets virtual time pass, in steps in which timers run.
     pub(crate) fn pass(&mut self, ms: u64) {
         let end = self.now.mono_ms + ms;
@@ -266,7 +281,7 @@ impl World {
         if self.cores[shard].next_deadline_ms().is_some_and(|at| at <= self.now.mono_ms) {
             self.cores[shard].tick(self.now);
         }
-        let budget = TurnBudget { sends_max: 8, bytes_max: 256 * 1024 };
+        let budget = TurnBudget { sends_max: self.sends_max, bytes_max: 256 * 1024 };
         moved |= self.cores[shard].prepare(self.now, budget);
         moved |= self.perform_sends(shard);
         self.cores[shard].settle(self.now);
@@ -406,6 +421,12 @@ impl World {
             }
         }
         values
+    }
+
+    /// Every frame received since the last look: opcode and payload.
+    pub(crate) fn take_frames(&mut self, client: usize) -> Vec<(u8, Vec<u8>)> {
+        self.parse(client);
+        self.clients[client].frames.drain(..).collect()
     }
 
     /// The next JSON object; more stay queued.

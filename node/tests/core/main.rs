@@ -3,6 +3,7 @@
 
 mod closing;
 mod fanout;
+mod gaps;
 mod harness;
 mod probe;
 mod probe_connect;

@@ -125,7 +125,7 @@ impl Core {
     }
 
     /// The position of a channel homed here jumped: every subscriber in the node is told.
-    pub(super) fn position_lost(&mut self, index: u32, position: Position, now: Now) {
+    pub(super) fn position_lost(&mut self, index: u32, position: Position) {
         if self.channels.try_get(index).is_none() {
             return;
         }
@@ -141,6 +141,6 @@ impl Core {
                 self.mesh.push(peer.shard, MeshMessage::Member(message));
             }
         }
-        self.tell_gap(index, now);
+        self.gap(index);
     }
 }

@@ -81,7 +81,7 @@ impl Core {
                     self.deliver(channel, epoch, &publication);
                 }
             }
-            OwnedEvent::Moved { channel, position } => self.position_lost(channel, position, now),
+            OwnedEvent::Moved { channel, position } => self.position_lost(channel, position),
             OwnedEvent::Idle { channel } => self.drop_channel_if_unused(channel, now),
             OwnedEvent::Nothing => {}
         }
