@@ -101,6 +101,12 @@ enum Next {
     Wait,
 }
 
+/// How late a turn is that began at `started_ns` for a deadline of the engine; `None`: the deadline is
+/// "at once" (0), which was not waited for.
+fn lateness_ns(deadline_ms: u64, started_ns: u64) -> Option<u64> {
+    (deadline_ms > 0).then(|| started_ns.saturating_sub(mono_ns_of(deadline_ms)))
+}
+
 impl<E: Engine> Seat<E> {
     /// Whether other threads left work. Asked at the end of a turn and again after a wait was announced.
     fn work_waits(&self) -> bool {
@@ -173,7 +179,9 @@ impl<E: Engine> ShardLoop<E> {
         self.wire.end_discards(now.mono_ms);
         let Some(deadline_ms) = self.engine.next_deadline_ms() else { return };
         if deadline_ms <= now.mono_ms {
-            self.wire.figures.delay.observe_ns(started_ns.saturating_sub(mono_ns_of(deadline_ms)));
+            if let Some(late_ns) = lateness_ns(deadline_ms, started_ns) {
+                self.wire.figures.delay.observe_ns(late_ns);
+            }
             self.engine.tick(now);
         }
     }
@@ -287,5 +295,22 @@ impl<E: Engine> ShardLoop<E> {
         self.wire.figures.set(WireMetric::Overflows, overflows);
         self.wire.figures.set(WireMetric::Rings, self.seat.doorbell.rings());
         self.outlets.metrics.publish(self.engine.metrics(), &self.wire.figures);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_waited_for_can_be_late() {
+        let check = |deadline_ms: u64, started_ms: u64, expected: Option<u64>| {
+            let late = lateness_ns(deadline_ms, mono_ns_of(started_ms)).map(|ns| ns / 1_000_000);
+            assert_eq!(late, expected, "{deadline_ms} {started_ms}");
+        };
+        check(0, 86_400_000, None);
+        check(1, 1, Some(0));
+        check(1_000, 1_003, Some(3));
+        check(1_000, 999, Some(0));
     }
 }
