@@ -1,8 +1,12 @@
 //! The folder is the layer. This reads the sources of the workspace and refuses names in the wrong place:
 //! what decides must be replayable, so it knows no runtime, socket, clock or randomness; and `unsafe`
-//! stays where the system calls are.
+//! stays where the system calls are. And it wants what is declared to be used: every metric is counted
+//! somewhere.
 
 use std::path::{Path, PathBuf};
+
+use ringmain::core::metrics::METRICS;
+use ringmain::io::WIRE_METRICS;
 
 /// Layers that take bytes, commands and `now` as arguments. The backends of the bus that speak to a
 /// broker over a socket are not part of it.
@@ -131,6 +135,18 @@ fn unsafe_stands_under_io_alone() {
         files.retain(|(path, _)| !is_below(path, UNSAFE));
         assert_eq!(findings(&files, &["unsafe", "allow(unsafe_code)"]), Vec::<String>::new());
     }
+}
+
+#[test]
+fn every_metric_is_counted_somewhere() {
+    let mut files = Vec::new();
+    sources("node/src", &mut files);
+    files.retain(|(path, _)| !path.ends_with("/metrics.rs"));
+    let declared = METRICS.iter().map(|info| format!("Metric::{:?}", info.metric));
+    let of_the_wire = WIRE_METRICS.iter().map(|(metric, ..)| format!("WireMetric::{metric:?}"));
+    let unused: Vec<String> =
+        declared.chain(of_the_wire).filter(|name| findings(&files, &[name]).is_empty()).collect();
+    assert_eq!(unused, Vec::<String>::new());
 }
 
 #[test]

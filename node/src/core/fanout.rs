@@ -256,7 +256,7 @@ impl Core {
     fn skip_to_latest(&mut self, slot: Slot, index: u32) {
         use ringmain_proto::message::{Publication, Push};
         let sub = *self.sessions.sub_mut(slot, index);
-        let seen = self.out.lag_mut(slot, index).offset;
+        let Lag { pos: at, offset: seen, .. } = *self.out.lag_mut(slot, index);
         let channel = self.channels.get(index);
         let variant = &channel.variants[usize::from(sub.variant)];
         let codec = variant.key.codec;
@@ -277,6 +277,9 @@ impl Core {
         self.metrics.add(Metric::DropSkipped, 1);
         let log = variant.log.as_ref().expect("a laggard keeps its log");
         let (head, top) = (log.head(), channel.top);
+        if log.has_join_between(at, head) {
+            self.metrics.add(Metric::DropJoinLeave, 1);
+        }
         self.out.append_own(slot, |out| out.extend_from_slice(&frames));
         *self.out.lag_mut(slot, index) = Lag { channel: index, pos: head, offset: top };
     }

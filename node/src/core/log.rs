@@ -33,6 +33,10 @@ pub(crate) struct Pass {
 pub(crate) struct Log {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
+    /// Ends of those frames that are joins and leaves, which no history has.
+    joins: Vec<u64>,
+    /// The end of the newest join or leave that was cut; 0: none was.
+    joins_cut: u64,
     base: u64,
     base_offset: u64,
     /// Where every caught-up member stands (see `pass`).
@@ -77,6 +81,17 @@ impl Log {
         encode(&mut self.bytes);
         self.marks.push(Mark { end: self.base + self.bytes.len() as u64, offset });
         self.bytes.len() - before
+    }
+
+    /// Notes that the frame appended last is a join or leave.
+    pub(crate) fn note_join(&mut self) {
+        self.joins.push(self.head());
+    }
+
+    /// Whether a reader that goes from `from` to `to` without what lies between misses a join or leave.
+    pub(crate) fn has_join_between(&self, from: u64, to: u64) -> bool {
+        let next = self.joins.partition_point(|end| *end <= from);
+        from < self.joins_cut && self.joins_cut <= to || self.joins.get(next).is_some_and(|end| *end <= to)
     }
 
     /// The bytes from `from` to `to`.
@@ -139,6 +154,8 @@ impl Log {
         let dropped = (end - self.base) as usize;
         self.bytes.drain(..dropped);
         self.marks.drain(..index);
+        let joins = self.joins.partition_point(|join| *join <= end);
+        self.joins_cut = self.joins.drain(..joins).next_back().unwrap_or(self.joins_cut);
         self.base = end;
         self.base_offset = offset;
         dropped
@@ -159,6 +176,8 @@ impl Log {
     pub(crate) fn reset(&mut self, offset: u64) {
         self.bytes.clear();
         self.marks.clear();
+        self.joins.clear();
+        self.joins_cut = 0;
         self.base = 0;
         self.base_offset = offset;
         self.group = 0;
@@ -222,6 +241,28 @@ mod tests {
         let dropped = log.cut();
         assert_eq!(dropped, 8, "half, rounded to a frame");
         assert_eq!(log.slice(12, 16), b"dddd");
+    }
+
+    #[test]
+    fn joins_are_missed_by_those_who_pass_over_them() {
+        let mut log = log(&[(1, b"aaaa"), (1, b"J"), (2, b"bbbb"), (2, b"L"), (3, b"cccc")]);
+        log.joins.extend([5, 10]);
+        let check = |log: &Log, from: u64, to: u64, expected: bool| {
+            assert_eq!(log.has_join_between(from, to), expected, "{from} {to}");
+        };
+        for cut in [false, true] {
+            if cut {
+                log.group = 14;
+                assert_eq!(log.cut(), 9);
+                assert_eq!((log.joins_cut, &log.joins[..]), (5, &[10][..]));
+            }
+            check(&log, 0, 4, false);
+            check(&log, 4, 5, true);
+            check(&log, 5, 9, false);
+            check(&log, 9, 10, true);
+            check(&log, 10, 14, false);
+            check(&log, 0, 14, true);
+        }
     }
 
     #[test]

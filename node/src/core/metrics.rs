@@ -74,10 +74,10 @@ metrics! {
     PartialBytes = ("partial_bytes", Gauge, "", "Bytes of partial frames and handshakes"),
     Lagging = ("lagging_subscriptions", Gauge, "", "Subscriptions with a cursor of their own"),
     MeshPending = ("mesh_pending", Gauge, "", "Messages that wait for another shard's credit"),
-    DropSkipped = ("dropped", Counter, "skipped", "What was not delivered, by reason"),
-    DropLost = ("dropped", Counter, "insufficient_state", "What was not delivered, by reason"),
-    DropJoinLeave = ("dropped", Counter, "join_leave", "What was not delivered, by reason"),
-    DropPublishRefused = ("dropped", Counter, "publish_refused", "What was not delivered, by reason"),
+    DropSkipped = ("dropped", Counter, "skipped", "What was given up, by reason: once for each reader, or for each message refused"),
+    DropLost = ("dropped", Counter, "insufficient_state", "What was given up, by reason: once for each reader, or for each message refused"),
+    DropJoinLeave = ("dropped", Counter, "join_leave", "What was given up, by reason: once for each reader, or for each message refused"),
+    DropPublishRefused = ("dropped", Counter, "publish_refused", "What was given up, by reason: once for each reader, or for each message refused"),
     CloseNormal = ("closed", Counter, "client", "Connections closed, by reason"),
     CloseBroken = ("closed", Counter, "broken", "Connections closed, by reason"),
     CloseBadRequest = ("closed", Counter, "bad_request", "Connections closed, by reason"),
@@ -89,6 +89,7 @@ metrics! {
     CloseStale = ("closed", Counter, "stale", "Connections closed, by reason"),
     CloseSlow = ("closed", Counter, "slow", "Connections closed, by reason"),
     CloseSlowFrame = ("closed", Counter, "slow_frame", "Connections closed, by reason"),
+    CloseLost = ("closed", Counter, "insufficient_state", "Connections closed, by reason"),
     CloseNoPong = ("closed", Counter, "no_pong", "Connections closed, by reason"),
     CloseForced = ("closed", Counter, "forced", "Connections closed, by reason"),
     CloseShutdown = ("closed", Counter, "shutdown", "Connections closed, by reason"),
@@ -96,7 +97,6 @@ metrics! {
     CloseOther = ("closed", Counter, "other", "Connections closed, by reason"),
     CloseTimeout = ("closed", Counter, "close_timeout", "Connections closed, by reason"),
     HttpRequests = ("http_requests", Counter, "", "Plain HTTP requests answered on the traffic port"),
-    InvariantBroken = ("invariant_broken", Counter, "", "Impossible states met; each closed its own connection"),
 }
 
 /// The number of metrics.

@@ -291,6 +291,7 @@ pub(crate) fn close_metric(reason: CloseReason) -> Metric {
         CloseReason::Shutdown => Metric::CloseShutdown,
         CloseReason::Expired | CloseReason::SubscriptionExpired => Metric::CloseExpired,
         CloseReason::Slow => Metric::CloseSlow,
+        CloseReason::InsufficientState => Metric::CloseLost,
         CloseReason::NoPong => Metric::CloseNoPong,
         CloseReason::InvalidToken => Metric::CloseInvalidToken,
         CloseReason::Stale => Metric::CloseStale,
@@ -392,9 +393,7 @@ impl Engine for Core {
 
     fn take_mesh(&mut self, to: ShardIndex, now: Now) -> Option<MeshBatch> {
         self.relay_moved(to, now);
-        let batch = self.mesh.take(to);
-        self.metrics.set(Metric::MeshPending, self.mesh.pending() as u64);
-        batch
+        self.mesh.take(to)
     }
 
     fn take_effects(&mut self, into: &mut Vec<Effect>) {
@@ -409,6 +408,7 @@ impl Engine for Core {
         self.metrics.set(Metric::Channels, self.channels.len() as u64);
         self.metrics.set(Metric::HistoryBytes, self.bus.history_bytes() as u64);
         self.metrics.set(Metric::LogBytes, self.channels.log_bytes() as u64);
+        self.metrics.set(Metric::MeshPending, self.mesh.pending() as u64);
         &mut self.metrics
     }
 

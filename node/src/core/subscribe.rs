@@ -426,7 +426,10 @@ impl Core {
             self.lose(slot, index, now);
             return;
         };
-        *self.out.lag_mut(slot, index) = Lag { channel: index, pos, offset };
+        let before = std::mem::replace(self.out.lag_mut(slot, index), Lag { channel: index, pos, offset });
+        if log.has_join_between(before.pos, pos) {
+            self.metrics.add(Metric::DropJoinLeave, 1);
+        }
         self.sessions.sub_mut(slot, index).state = SubState::Lagging;
         self.out.make_ready(slot);
         self.check_own_queue(slot, now);

@@ -3,6 +3,7 @@
 
 mod closing;
 mod fanout;
+mod figures;
 mod gaps;
 mod harness;
 mod probe;

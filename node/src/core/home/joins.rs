@@ -66,7 +66,7 @@ impl Core {
                 chan_info: info.chan_info.as_deref().map(<[u8]>::to_vec),
             })
             .collect();
-        members.sort_by(|a, b| a.client.cmp(&b.client));
+        members.sort_by_key(|member| member.client);
         members
     }
 

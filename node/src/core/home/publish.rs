@@ -79,6 +79,9 @@ impl Core {
         result: Result<Accepted, ErrorCode>,
         now: Now,
     ) {
+        if matches!(result, Err(ErrorCode::TooManyRequests)) {
+            self.metrics.add(Metric::DropPublishRefused, 1);
+        }
         match publisher {
             Publisher::Client(origin) => {
                 let result = result.map(|_| ());
@@ -153,6 +156,9 @@ impl Core {
             encode(codec, name, out);
             ringmain_proto::ws::finish_frame(out, start, codec.opcode());
         });
+        if before.is_none() {
+            log.note_join();
+        }
         let len = log.len();
         self.channels.note_log_bytes(grown, 0);
         self.queue_variant(index, variant);
