@@ -61,8 +61,6 @@ struct Peer {
     offset: u64,
     /// Listed in the outbox as moved.
     listed: bool,
-    /// Something was lost on the way: tell it before anything else.
-    gap: bool,
 }
 
 /// Who is told what came of a publish.

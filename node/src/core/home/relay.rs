@@ -75,9 +75,7 @@ impl Core {
         let Some(relay) = &mut part.relay else { return false };
         let mut more = false;
         let member = peer.member;
-        let message = if peer.gap {
-            ToMember::Gap { member, epoch, top }
-        } else if peer.at < relay.base() {
+        let message = if peer.at < relay.base() {
             let after = peer.offset;
             self.reread(index, member, after, now)
         } else if peer.at < relay.head() {
@@ -97,7 +95,7 @@ impl Core {
         let head = relay.head();
         for peer in &mut part.peers {
             if peer.shard == to && (!whole || peer.at < relay.base()) {
-                (peer.at, peer.offset, peer.gap) = (head, top, false);
+                (peer.at, peer.offset) = (head, top);
             }
         }
         if part.peers.iter().all(|peer| peer.at == head) {
@@ -136,7 +134,7 @@ impl Core {
         if let Some(part) = &mut channel.home_part {
             part.relay = None;
             for peer in &mut part.peers {
-                (peer.at, peer.offset, peer.gap) = (0, top, false);
+                (peer.at, peer.offset) = (0, top);
                 let message = ToMember::Gap { member: peer.member, epoch, top };
                 self.mesh.push(peer.shard, MeshMessage::Member(message));
             }

@@ -72,6 +72,19 @@ impl Core {
         self.send_member(from, ToMember::Subscribed(Box::new(subscribed)), now);
     }
 
+    /// The same where interest was confirmed: it ends if nobody else has it.
+    fn refuse_opened(
+        &mut self,
+        index: u32,
+        from: ShardIndex,
+        request: Box<SubscribeAtHome>,
+        error: ErrorCode,
+        now: Now,
+    ) {
+        self.refuse(from, request, error, now);
+        self.close_if_unused(index, now);
+    }
+
     fn subscribe_opened(&mut self, index: u32, from: ShardIndex, request: Box<SubscribeAtHome>, now: Now) {
         let Some(recover) = &request.recover else {
             return self.complete_subscribe(index, from, request, Vec::new(), false, now);
@@ -110,7 +123,7 @@ impl Core {
         let claim = Since { offset: recover.offset, epoch: Epoch::from_claim(&recover.epoch) };
         let (records, recovered) = match result {
             Err(BusError::UnrecoverableEpoch { .. }) => (Vec::new(), false),
-            Err(error) => return self.refuse(from, request, bus_error(error), now),
+            Err(error) => return self.refuse_opened(index, from, request, bus_error(error), now),
             Ok(page) if request.cache => {
                 let newest = read.count > 0 && read.last == page.top.offset;
                 let has_it = claim.offset == page.top.offset
@@ -154,7 +167,6 @@ impl Core {
                     at,
                     offset: top,
                     listed: false,
-                    gap: false,
                 });
             }
         }
@@ -183,6 +195,9 @@ impl Core {
             if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence) {
                 part.presence.remove(identity.client);
             }
+            if part.peers.is_empty() {
+                part.relay = None;
+            }
             if part.peers.is_empty() && part.presence.is_empty() {
                 channel.home_part = None;
             }
@@ -193,8 +208,12 @@ impl Core {
         self.close_if_unused(index, now);
     }
 
-    /// Ends the interest in a channel homed here that nobody in the node is subscribed to.
+    /// Ends the interest in a channel homed here that nobody in the node is subscribed to. The channel may
+    /// be gone already.
     pub(crate) fn close_if_unused(&mut self, index: u32, now: Now) {
+        if self.channels.try_get(index).is_none() {
+            return;
+        }
         let channel = self.channels.get_mut(index);
         if channel.is_unused() && !self.waiters.opening.contains_key(&index) {
             if channel.opened {
