@@ -186,9 +186,13 @@ fn seconds(number: &serde_json::Number) -> Result<u64, TokenError> {
 /// The keys of one kind of tokens.
 #[derive(Default)]
 struct Keys {
-    by_family: Vec<(Vec<Algorithm>, DecodingKey)>,
-    audience: Option<String>,
-    issuer: Option<String>,
+    families: Vec<Family>,
+}
+
+/// A key, and the algorithms that use it.
+struct Family {
+    key: DecodingKey,
+    validation: Validation,
 }
 
 /// Verifies both kinds of tokens.
@@ -204,51 +208,62 @@ impl Keys {
         let named = |key: &str, result: Result<DecodingKey, jsonwebtoken::errors::Error>| {
             result.map_err(|source| KeyError { key: format!("{section}.{key}"), source })
         };
-        let mut by_family = Vec::new();
+        let mut families = Vec::new();
+        let mut add = |key, algorithms: &[Algorithm]| {
+            families.push(Family { key, validation: validation(config, algorithms) });
+        };
         if let Some(secret) = config.hmac_secret.as_ref().filter(|secret| !secret.0.is_empty()) {
-            by_family.push((vec![HS256, HS384, HS512], DecodingKey::from_secret(secret.0.as_bytes())));
+            add(DecodingKey::from_secret(secret.0.as_bytes()), &[HS256, HS384, HS512]);
         }
         if let Some(pem) = &config.rsa_public_key {
             let key = named("rsa_public_key", DecodingKey::from_rsa_pem(pem.as_bytes()))?;
-            by_family.push((vec![RS256, RS384, RS512, PS256, PS384, PS512], key));
+            add(key, &[RS256, RS384, RS512, PS256, PS384, PS512]);
         }
         if let Some(pem) = &config.ecdsa_public_key {
             let key = named("ecdsa_public_key", DecodingKey::from_ec_pem(pem.as_bytes()))?;
-            by_family.push((vec![ES256, ES384], key));
+            add(key, &[ES256, ES384]);
         }
         if let Some(pem) = &config.eddsa_public_key {
             let key = named("eddsa_public_key", DecodingKey::from_ed_pem(pem.as_bytes()))?;
-            by_family.push((vec![EdDSA], key));
+            add(key, &[EdDSA]);
         }
-        Ok(Self { by_family, audience: config.audience.clone(), issuer: config.issuer.clone() })
+        Ok(Self { families })
     }
 
     fn verify(&self, token: &str) -> Result<RawClaims, TokenError> {
-        let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
-        let (algorithms, key) = self
-            .by_family
-            .iter()
-            .find(|(algorithms, _)| algorithms.contains(&header.alg))
-            .ok_or(TokenError::Invalid)?;
-        let mut validation = Validation::new(header.alg);
-        validation.algorithms.clone_from(algorithms);
-        // Times are compared against the core's clock, not the system's.
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        validation.required_spec_claims.clear();
-        validation.validate_aud = self.audience.is_some();
-        if let Some(audience) = &self.audience {
-            validation.set_audience(&[audience]);
-            validation.required_spec_claims.insert("aud".to_owned());
-        }
-        if let Some(issuer) = &self.issuer {
-            validation.set_issuer(&[issuer]);
-            validation.required_spec_claims.insert("iss".to_owned());
-        }
-        let data =
-            decode::<RawClaims>(token.as_bytes(), key, &validation).map_err(|_| TokenError::Invalid)?;
-        Ok(data.claims)
+        let family = match &*self.families {
+            [] => return Err(TokenError::Invalid),
+            // The only one: its validation refuses what others have signed.
+            [family] => family,
+            families => {
+                let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
+                let signs = |family: &&Family| family.validation.algorithms.contains(&header.alg);
+                families.iter().find(signs).ok_or(TokenError::Invalid)?
+            }
+        };
+        let data = decode::<RawClaims>(token.as_bytes(), &family.key, &family.validation);
+        data.map(|data| data.claims).map_err(|_| TokenError::Invalid)
     }
+}
+
+/// What a token signed by one of these algorithms must say, besides its times: those are compared against the
+/// core's clock, not the system's.
+fn validation(config: &TokenConfig, algorithms: &[Algorithm]) -> Validation {
+    let mut validation = Validation::new(algorithms[0]);
+    validation.algorithms = algorithms.to_vec();
+    validation.validate_exp = false;
+    validation.validate_nbf = false;
+    validation.required_spec_claims.clear();
+    validation.validate_aud = config.audience.is_some();
+    if let Some(audience) = &config.audience {
+        validation.set_audience(&[audience]);
+        validation.required_spec_claims.insert("aud".to_owned());
+    }
+    if let Some(issuer) = &config.issuer {
+        validation.set_issuer(&[issuer]);
+        validation.required_spec_claims.insert("iss".to_owned());
+    }
+    validation
 }
 
 impl Verifier {

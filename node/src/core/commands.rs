@@ -76,10 +76,10 @@ impl Core {
     /// The answer to a ping. With none outstanding it breaks the protocol.
     pub(crate) fn pong(&mut self, slot: Slot, now: Now) {
         let session = self.sessions.get_mut(slot);
-        if !session.awaits_pong || session.frame_pings {
+        if !session.is(AWAITS_PONG) || session.is(FRAME_PINGS) {
             return self.end_input(slot, CloseReason::BadRequest, now);
         }
-        session.awaits_pong = false;
+        session.set(AWAITS_PONG, false);
     }
 
     /// Queues a reply.
@@ -259,10 +259,7 @@ impl Core {
         }
         let session = self.sessions.get_mut(origin.slot);
         session.pending += 1;
-        let identity = Identity {
-            client: session.client,
-            info: std::sync::Arc::new(session.identity_info(index.unwrap_or(u32::MAX))),
-        };
+        let identity = session.identity(index.unwrap_or(u32::MAX));
         let message =
             ToHome::Publish { origin, channel: name.into(), identity: Some(identity), data: data.into() };
         self.mesh.push(home, MeshMessage::Home(message));

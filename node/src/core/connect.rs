@@ -237,7 +237,7 @@ impl Core {
         let session = self.sessions.get_mut(slot);
         let Some(connecting) = session.extra().connecting.take() else { return };
         session.stage = Stage::Connected;
-        if !session.input_ended {
+        if !session.is(INPUT_ENDED) {
             session.deadline_tick = 0;
         }
         session.ping_tick = ((now.mono_ms + phase).div_ceil(TICK_MS) + 1) as u32;
@@ -260,7 +260,7 @@ impl Core {
 
     fn reply_connect(&mut self, slot: Slot, connecting: &Connecting, now: Now) {
         let session = self.sessions.get(slot);
-        let (client, frame_pings) = (ClientId(session.client).to_string(), session.frame_pings);
+        let (client, frame_pings) = (ClientId(session.client).to_string(), session.is(FRAME_PINGS));
         let expire_at = (session.expire_at != 0).then(|| u64::from(session.expire_at));
         let (expires, ttl) = ttl_of(expire_at, now);
         let data = if connecting.demo {

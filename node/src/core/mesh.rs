@@ -51,36 +51,63 @@ pub struct ChannelRef {
     pub serial: u32,
 }
 
-/// Who publishes, subscribes or leaves.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The client's id.
-    pub client: u128,
-    /// The user and the two JSON infos.
-    pub info: Arc<IdentityInfo>,
-}
+/// Who publishes, subscribes or leaves: a client with its user and two JSON infos, in one shared piece of
+/// memory, for presence holds one for every member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity(Arc<[u8]>);
+
+/// Client id (16 bytes, big endian), lengths of the user (u8) and of conn_info (u32, [`NO_INFO`]: none, as
+/// for chan_info, which has the rest), then these three.
+const IDENTITY_HEADER_BYTES: usize = 16 + 1 + 4 + 1;
+const NO_INFO: u32 = u32::MAX;
 
 impl Identity {
+    /// The user's id is at most 255 bytes long.
+    pub(crate) fn new(
+        client: ClientId,
+        user: &str,
+        conn_info: Option<&[u8]>,
+        chan_info: Option<&[u8]>,
+    ) -> Self {
+        let user_len = u8::try_from(user.len()).expect("users are at most 255 bytes long");
+        let conn_len = conn_info.map_or(NO_INFO, |info| info.len() as u32);
+        let parts: [&[u8]; 7] = [
+            &client.0.to_be_bytes(),
+            &[user_len],
+            &conn_len.to_le_bytes(),
+            &[u8::from(chan_info.is_some())],
+            user.as_bytes(),
+            conn_info.unwrap_or_default(),
+            chan_info.unwrap_or_default(),
+        ];
+        let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        Self(bytes.into())
+    }
+
+    /// The client's id.
+    pub(crate) fn client(&self) -> ClientId {
+        ClientId(u128::from_be_bytes(*self.0.first_chunk().expect("an identity has a header")))
+    }
+
+    /// The user's id.
+    pub(crate) fn user(&self) -> &str {
+        let user = &self.0[IDENTITY_HEADER_BYTES..][..usize::from(self.0[16])];
+        std::str::from_utf8(user).expect("an identity is made of a text")
+    }
+
     /// As a publication, join or leave shows it.
     pub(crate) fn as_client_info(&self) -> ClientInfo<'_> {
-        ClientInfo {
-            user: &self.info.user,
-            client: ClientId(self.client),
-            conn_info: self.info.conn_info.as_deref(),
-            chan_info: self.info.chan_info.as_deref(),
-        }
+        let user = self.user();
+        let conn_len = u32::from_le_bytes(*self.0[17..].first_chunk().expect("an identity has a header"));
+        let infos = &self.0[IDENTITY_HEADER_BYTES + user.len()..];
+        let (conn_info, chan_info) = match conn_len {
+            NO_INFO => (None, infos),
+            len => (Some(&infos[..len as usize]), &infos[len as usize..]),
+        };
+        let chan_info = (self.0[21] != 0).then_some(chan_info);
+        ClientInfo { user, client: self.client(), conn_info, chan_info }
     }
-}
-
-/// The part of an identity that is on the heap.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdentityInfo {
-    /// User id.
-    pub user: Box<str>,
-    /// JSON of the connection.
-    pub conn_info: Option<Box<[u8]>>,
-    /// JSON of the subscription.
-    pub chan_info: Option<Box<[u8]>>,
 }
 
 /// Where a subscriber wants to go on.
@@ -389,5 +416,24 @@ impl Outboxes {
     /// Messages that wait, over all peers.
     pub(crate) fn pending(&self) -> usize {
         self.pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_what_it_was_made_of() {
+        for user in ["", "42", "ünal"] {
+            for conn_info in [None, Some(&b""[..]), Some(&b"{}"[..])] {
+                for chan_info in [None, Some(&b""[..]), Some(&b"[1]"[..])] {
+                    let info = ClientInfo { user, client: ClientId(1 << 100 | 7), conn_info, chan_info };
+                    let identity = Identity::new(info.client, user, conn_info, chan_info);
+                    assert_eq!(identity.as_client_info(), info);
+                    assert_eq!((identity.user(), identity.client()), (user, info.client));
+                }
+            }
+        }
     }
 }

@@ -1,94 +1,132 @@
 //! Who is in a channel.
 //!
-//! Owns the members of one channel, by client id. Most channels have one member or a few: those lie in
-//! a list; beyond [`FEW_MAX`] they move to a table, and stay there until the channel is empty.
+//! Owns the members of one channel, by client id. Most channels have one member or none: it lies in place;
+//! beyond that they are in a table until the channel is empty.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use hashbrown::HashTable;
+use ringmain_proto::client::ClientId;
 
-use super::mesh::{Identity, IdentityInfo};
-
-/// Members of the list at the most: a search of so many is as quick as a hash.
-const FEW_MAX: usize = 8;
+use super::mesh::Identity;
 
 /// See the module's doc.
 #[derive(Debug, Default)]
-pub(crate) struct Presence {
-    few: Vec<(u128, Arc<IdentityInfo>)>,
-    #[expect(clippy::box_collection, reason = "most channels have no table: one null pointer")]
-    many: Option<Box<HashMap<u128, Arc<IdentityInfo>>>>,
+pub(crate) enum Presence {
+    #[default]
+    Nobody,
+    One(Identity),
+    Many(Box<HashTable<Identity>>),
+}
+
+/// Client ids are random already.
+fn hash(client: ClientId) -> u64 {
+    client.0 as u64 ^ (client.0 >> 64) as u64
 }
 
 impl Presence {
     /// Adds a member, or renews it.
     pub(crate) fn insert(&mut self, identity: &Identity) {
-        let (client, info) = (identity.client, Arc::clone(&identity.info));
-        if let Some(many) = &mut self.many {
-            many.insert(client, info);
-        } else if let Some(member) = self.few.iter_mut().find(|(known, _)| *known == client) {
-            member.1 = info;
-        } else if self.few.len() < FEW_MAX {
-            self.few.reserve_exact(1);
-            self.few.push((client, info));
-        } else {
-            let mut many: HashMap<_, _> = std::mem::take(&mut self.few).into_iter().collect();
-            many.insert(client, info);
-            self.many = Some(Box::new(many));
+        match self {
+            Self::Nobody => *self = Self::One(identity.clone()),
+            Self::One(member) if member.client() == identity.client() => *member = identity.clone(),
+            Self::One(_) => {
+                let Self::One(member) = std::mem::take(self) else { unreachable!("it was one") };
+                let mut table = HashTable::with_capacity(2);
+                for member in [member, identity.clone()] {
+                    table.insert_unique(hash(member.client()), member, |member| hash(member.client()));
+                }
+                *self = Self::Many(Box::new(table));
+            }
+            Self::Many(table) => {
+                let client = identity.client();
+                let entry = table.entry(
+                    hash(client),
+                    |member| member.client() == client,
+                    |member| hash(member.client()),
+                );
+                entry.insert(identity.clone());
+            }
         }
     }
 
     /// Removes a member, if it is one.
-    pub(crate) fn remove(&mut self, client: u128) {
-        match &mut self.many {
-            Some(many) => {
-                many.remove(&client);
-                if many.is_empty() {
-                    self.many = None;
+    pub(crate) fn remove(&mut self, client: ClientId) {
+        match self {
+            Self::Nobody => {}
+            Self::One(member) => {
+                if member.client() == client {
+                    *self = Self::Nobody;
                 }
             }
-            None => self.few.retain(|(known, _)| *known != client),
+            Self::Many(table) => {
+                if let Ok(entry) = table.find_entry(hash(client), |member| member.client() == client) {
+                    entry.remove();
+                }
+                if table.is_empty() {
+                    *self = Self::Nobody;
+                } else if table.capacity() > 4 * (table.len() + SPARE_MEMBERS) {
+                    table.shrink_to_fit(|member| hash(member.client()));
+                }
+            }
         }
     }
 
     /// Members.
     pub(crate) fn len(&self) -> usize {
-        self.many.as_ref().map_or(self.few.len(), |many| many.len())
+        match self {
+            Self::Nobody => 0,
+            Self::One(_) => 1,
+            Self::Many(table) => table.len(),
+        }
     }
 
     /// Whether there is nobody.
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        matches!(self, Self::Nobody)
     }
 
     /// The members, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u128, &IdentityInfo)> {
-        let few = self.few.iter().map(|(client, info)| (*client, &**info));
-        let many = self.many.iter().flat_map(|many| many.iter());
-        few.chain(many.map(|(client, info)| (*client, &**info)))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Identity> {
+        let (one, many) = match self {
+            Self::Nobody => (None, None),
+            Self::One(member) => (Some(member), None),
+            Self::Many(table) => (None, Some(table.iter())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
     }
 }
+
+/// A table this much larger than a quarter full is not shrunk.
+const SPARE_MEMBERS: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn identity(client: u128) -> Identity {
-        Identity { client, info: Arc::default() }
+        Identity::new(ClientId(client), "u", None, None)
     }
 
     #[test]
-    fn members_come_and_go_across_the_limit() {
+    fn members_are_there_once_and_until_they_leave() {
         let mut presence = Presence::default();
-        for client in 0..=FEW_MAX as u128 {
+        for client in 0..1000 {
             presence.insert(&identity(client));
             presence.insert(&identity(client));
             assert_eq!(presence.len(), client as usize + 1);
-            assert_eq!(presence.many.is_some(), client == FEW_MAX as u128, "a table from max + 1 on");
+            assert_eq!(presence.iter().count(), presence.len());
         }
-        for client in 0..=FEW_MAX as u128 {
-            presence.remove(client);
-            assert!(presence.iter().all(|(known, _)| known > client));
+        for client in 0..1000 {
+            assert!(!presence.is_empty());
+            presence.remove(ClientId(client));
+            presence.remove(ClientId(client));
+            assert!(presence.iter().all(|member| member.client().0 > client));
+            assert_eq!(presence.len(), 999 - client as usize);
         }
-        assert!(presence.is_empty() && presence.many.is_none());
+        assert!(presence.is_empty());
+    }
+
+    #[test]
+    fn one_member_costs_its_identity_alone() {
+        assert!(size_of::<Presence>() <= 24, "{}", size_of::<Presence>());
     }
 }

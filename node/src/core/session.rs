@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::api::hash_name;
 use super::engine::Slot;
-use super::mesh::IdentityInfo;
+use super::mesh::Identity;
 use super::subscribe::NewSub;
 
 /// How far a connection has come.
@@ -201,20 +201,38 @@ pub(crate) struct Session {
     pub(crate) expire_at: u32,
     pub(crate) stage: Stage,
     pub(crate) codec: Codec,
-    /// A ping is out and unanswered.
-    pub(crate) awaits_pong: bool,
-    /// WebSocket pings instead of the protocol's.
-    pub(crate) frame_pings: bool,
-    /// The peer has sent FIN, or broke the protocol: what it sends is ignored.
-    pub(crate) input_ended: bool,
-    /// Everything queued is to be flushed, then the socket finished.
-    pub(crate) finish_when_flushed: bool,
+    marks: u8,
 }
+
+/// What is so or not of a session, as a bit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark(u8);
+
+/// A ping is out and unanswered.
+pub(crate) const AWAITS_PONG: Mark = Mark(1);
+/// WebSocket pings instead of the protocol's.
+pub(crate) const FRAME_PINGS: Mark = Mark(2);
+/// The peer has sent FIN, or broke the protocol: what it sends is ignored.
+pub(crate) const INPUT_ENDED: Mark = Mark(4);
+/// Everything queued is to be flushed, then the socket finished.
+pub(crate) const FINISH_WHEN_FLUSHED: Mark = Mark(8);
 
 /// The wheel's tick, in milliseconds: 32 bits of it are two years.
 pub(crate) use super::timer::TICK_MS;
 
 impl Session {
+    /// Whether the mark is set.
+    #[inline]
+    pub(crate) fn is(&self, mark: Mark) -> bool {
+        self.marks & mark.0 != 0
+    }
+
+    /// Sets or clears a mark.
+    #[inline]
+    pub(crate) fn set(&mut self, mark: Mark, on: bool) {
+        self.marks = if on { self.marks | mark.0 } else { self.marks & !mark.0 };
+    }
+
     /// What a connection rarely has, made if need be.
     pub(crate) fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
@@ -279,13 +297,11 @@ impl Session {
         }
     }
 
-    /// The heap part of this session's identity in a channel.
-    pub(crate) fn identity_info(&self, channel: u32) -> IdentityInfo {
-        IdentityInfo {
-            user: self.user.clone(),
-            conn_info: self.extra.as_ref().and_then(|extra| extra.conn_info.clone()),
-            chan_info: self.sub_extra(channel).and_then(|sub| sub.chan_info.clone()),
-        }
+    /// This session's identity in a channel.
+    pub(crate) fn identity(&self, channel: u32) -> Identity {
+        let conn_info = self.extra.as_ref().and_then(|extra| extra.conn_info.as_deref());
+        let chan_info = self.sub_extra(channel).and_then(|sub| sub.chan_info.as_deref());
+        Identity::new(ClientId(self.client), &self.user, conn_info, chan_info)
     }
 
     /// Whether it is subscribed, or will be, as far as the commands until now go.
@@ -354,7 +370,7 @@ impl PublisherCopy {
 const PAGE: usize = 256;
 
 // A connection that waits costs its session, and little besides.
-const _: () = assert!(size_of::<Session>() <= 144);
+const _: () = assert!(size_of::<Session>() <= 128);
 
 /// All sessions of a shard, by slot, and the index of users.
 #[derive(Debug, Default)]

@@ -23,7 +23,7 @@ use super::gap::Gaps;
 use super::mesh::{MeshBatch, MeshMessage, Outboxes};
 use super::metrics::{Metric, Values};
 use super::output::Output;
-use super::session::{PublisherCopy, Sessions, Stage};
+use super::session::{AWAITS_PONG, FINISH_WHEN_FLUSHED, INPUT_ENDED, PublisherCopy, Sessions, Stage};
 use super::timer::Wheel;
 
 /// A file that the node serves on its traffic port.
@@ -217,10 +217,10 @@ impl Core {
     pub(crate) fn finish_when_flushed(&mut self, slot: Slot, now: Now) {
         let deadline = now.mono_ms + self.config.client.close_timeout_ms;
         let session = self.sessions.get_mut(slot);
-        if session.finish_when_flushed {
+        if session.is(FINISH_WHEN_FLUSHED) {
             return;
         }
-        session.finish_when_flushed = true;
+        session.set(FINISH_WHEN_FLUSHED, true);
         session.stage = Stage::Closing;
         session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
@@ -241,7 +241,7 @@ impl Core {
                 // A peer that has said its last word needs no FIN in advance and sends nothing to discard,
                 // but for the pong to a ping that its close frame has crossed.
                 let session = self.sessions.get(slot);
-                let ended = session.input_ended && !session.awaits_pong;
+                let ended = session.is(INPUT_ENDED) && !session.is(AWAITS_PONG);
                 self.leave_loop(slot, if ended { Effect::Close(slot) } else { Effect::Finish(slot) });
             }
         }

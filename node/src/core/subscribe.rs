@@ -108,8 +108,7 @@ impl Core {
         let extra = session.sub_extra_mut(index);
         extra.joining = Some(Box::new(Joining::of(&mut new)));
         (extra.expire_at, extra.chan_info) = (new.expire_at, new.chan_info);
-        let identity = (new.presence || new.announce)
-            .then(|| Identity { client: session.client, info: Arc::new(session.identity_info(index)) });
+        let identity = (new.presence || new.announce).then(|| session.identity(index));
         let origin = Origin { slot, serial: session.serial, id: new.id };
         self.metrics.add(Metric::Subscriptions, 1);
         let request = SubscribeAtHome {
@@ -299,8 +298,7 @@ impl Core {
         }
         self.remove_receiver(slot, index);
         let session = self.sessions.get(slot);
-        let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0)
-            .then(|| Identity { client: session.client, info: Arc::new(session.identity_info(index)) });
+        let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0).then(|| session.identity(index));
         self.forget_sub(slot, index);
         let channel = self.channels.get(index);
         let leave = LeaveAtHome {
@@ -495,7 +493,7 @@ impl Core {
     pub(crate) fn command_answered(&mut self, slot: Slot, now: Now) {
         let session = self.sessions.get_mut(slot);
         session.pending -= 1;
-        if session.input_ended && session.pending == 0 {
+        if session.is(INPUT_ENDED) && session.pending == 0 {
             self.finish_input(slot, now);
         }
         self.check_own_queue(slot, now);

@@ -13,7 +13,7 @@ use super::config::SlowConsumer;
 use super::engine::{Effect, Slot};
 use super::metrics::Metric;
 use super::output::BLOCKED;
-use super::session::{SUB_SERVER_SIDE, Stage, SubState, TICK_MS};
+use super::session::{AWAITS_PONG, FRAME_PINGS, INPUT_ENDED, SUB_SERVER_SIDE, Stage, SubState, TICK_MS};
 use super::shard::Core;
 
 /// How often the pools are looked at, in milliseconds.
@@ -68,9 +68,9 @@ impl Core {
             Stage::Connected => {
                 let ping = u64::from(session.ping_tick) * TICK_MS;
                 let pong = ping.saturating_sub(client.ping_interval_ms) + client.pong_timeout_ms;
-                let next = if session.awaits_pong { ping.min(pong) } else { ping };
+                let next = if session.is(AWAITS_PONG) { ping.min(pong) } else { ping };
                 let expiry = self.expiries(slot).map(|at| mono_of(at, now)).min();
-                let input_end = session.deadline_ms().filter(|_| session.input_ended);
+                let input_end = session.deadline_ms().filter(|_| session.is(INPUT_ENDED));
                 [Some(next), expiry, self.stall_deadline(slot), input_end].into_iter().flatten().min()
             }
             _ => session.deadline_ms(),
@@ -111,7 +111,7 @@ impl Core {
                 self.metrics.add(Metric::HandshakeFailed, 1);
                 return self.abort(slot, now);
             }
-            Stage::Connecting | Stage::Connected if due && session.input_ended => {
+            Stage::Connecting | Stage::Connected if due && session.is(INPUT_ENDED) => {
                 return self.finish_input(slot, now);
             }
             Stage::Opened | Stage::Refused | Stage::Connecting if due => {
@@ -136,7 +136,7 @@ impl Core {
         let (interval, timeout) = (client.ping_interval_ms, client.pong_timeout_ms);
         let session = self.sessions.get(slot);
         let ping = u64::from(session.ping_tick) * TICK_MS;
-        if session.awaits_pong && ping.saturating_sub(interval) + timeout <= now.mono_ms {
+        if session.is(AWAITS_PONG) && ping.saturating_sub(interval) + timeout <= now.mono_ms {
             return self.close(slot, CloseReason::NoPong, now);
         }
         if self.expire(slot, now) || self.close_if_stalled(slot, now) {
@@ -145,8 +145,8 @@ impl Core {
         if ping <= now.mono_ms {
             let session = self.sessions.get_mut(slot);
             session.ping_tick = ((now.mono_ms + interval) / TICK_MS) as u32;
-            session.awaits_pong = true;
-            if session.frame_pings {
+            session.set(AWAITS_PONG, true);
+            if session.is(FRAME_PINGS) {
                 self.out.frame(slot, Opcode::Ping, |_| {});
             } else {
                 self.push(slot, &Push::Ping);

@@ -10,7 +10,7 @@ use ringmain_proto::ws::{self, Chunk, Event, Opcode, Text};
 
 use super::engine::Slot;
 use super::metrics::Metric;
-use super::session::Stage;
+use super::session::{AWAITS_PONG, FRAME_PINGS, INPUT_ENDED, Stage};
 use super::shard::Core;
 
 /// Where clients connect.
@@ -63,7 +63,7 @@ impl Core {
     /// Bytes of a connection, in the kernel's buffer.
     pub(crate) fn bytes_received(&mut self, slot: Slot, chunk: &mut [u8], now: Now) {
         let mut rest = chunk;
-        if self.sessions.get(slot).input_ended {
+        if self.sessions.get(slot).is(INPUT_ENDED) {
             return;
         }
         while !rest.is_empty() {
@@ -88,7 +88,7 @@ impl Core {
         if matches!(session.stage, Stage::Free | Stage::Closing | Stage::Gone) {
             return;
         }
-        session.input_ended = true;
+        session.set(INPUT_ENDED, true);
         if session.pending > 0 {
             let deadline = now.mono_ms + ANSWER_AFTER_FIN_MS;
             session.set_deadline(deadline);
@@ -109,7 +109,7 @@ impl Core {
             return self.close(slot, reason, now);
         }
         let deadline = now.mono_ms + ANSWER_AFTER_FIN_MS;
-        session.input_ended = true;
+        session.set(INPUT_ENDED, true);
         session.extra().ending = Some(reason);
         session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
@@ -260,7 +260,7 @@ impl Core {
         let deadline = now.mono_ms + self.config.client.stale_close_delay_ms;
         let session = self.sessions.get_mut(slot);
         session.codec = upgrade.codec;
-        session.frame_pings = upgrade.frame_ping_pong;
+        session.set(FRAME_PINGS, upgrade.frame_ping_pong);
         session.stage = Stage::Opened;
         session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
@@ -323,14 +323,14 @@ impl Core {
             }
             Event::Pong(_) => {
                 let session = self.sessions.get_mut(slot);
-                if session.frame_pings {
-                    session.awaits_pong = false;
+                if session.is(FRAME_PINGS) {
+                    session.set(AWAITS_PONG, false);
                 }
             }
             Event::Close { code, .. } => {
                 self.metrics.add(Metric::CloseNormal, 1);
                 self.end_session(slot, now);
-                self.sessions.get_mut(slot).input_ended = true;
+                self.sessions.get_mut(slot).set(INPUT_ENDED, true);
                 self.out.raw(slot, |out| ws::write_close(out, code, ""));
                 self.finish_when_flushed(slot, now);
             }

@@ -36,6 +36,7 @@ mod listen;
 mod mesh;
 mod metrics;
 mod options;
+mod prefault;
 mod recv;
 mod ring;
 mod send;
@@ -62,5 +63,6 @@ pub use metrics::{
 #[doc(hidden)]
 pub use options::Mutation;
 pub use options::{ShardOptions, TurnOptions};
+pub use prefault::prefault_code;
 pub use ring::probe_kernel;
 pub use shard::{ShardEvent, ShardHandle, ShardParts, cores, spawn_shard};

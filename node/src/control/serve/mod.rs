@@ -108,6 +108,7 @@ fn system(step: &'static str) -> impl Fn(std::io::Error) -> ServeError {
 
 /// Runs a node until it has drained.
 pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
+    crate::io::prefault_code();
     logging::init(&resolved.config.node.log);
     let plan = Plan::new(resolved, &Facts::read());
     if let Some(error) = plan.refusal() {

@@ -5,8 +5,7 @@
 //!
 //! Invariant: a join or leave travels behind the publications that came before it.
 
-use ringmain_proto::client::ClientId;
-use ringmain_proto::message::Push;
+use ringmain_proto::message::{ClientInfo, Push};
 use ringmain_proto::time::Now;
 
 use crate::core::api::Member;
@@ -59,11 +58,14 @@ impl Core {
         let Some(presence) = self.presence_of(channel) else { return Vec::new() };
         let mut members: Vec<Member> = presence
             .iter()
-            .map(|(client, info)| Member {
-                client: ClientId(client),
-                user: info.user.to_string(),
-                conn_info: info.conn_info.as_deref().map(<[u8]>::to_vec),
-                chan_info: info.chan_info.as_deref().map(<[u8]>::to_vec),
+            .map(|member| {
+                let ClientInfo { user, client, conn_info, chan_info } = member.as_client_info();
+                Member {
+                    client,
+                    user: user.to_owned(),
+                    conn_info: conn_info.map(<[u8]>::to_vec),
+                    chan_info: chan_info.map(<[u8]>::to_vec),
+                }
             })
             .collect();
         members.sort_by_key(|member| member.client);
@@ -73,7 +75,7 @@ impl Core {
     /// Numbers of clients and of distinct users in a channel homed here.
     pub(crate) fn presence_stats_of(&self, channel: &str) -> (u32, u32) {
         let Some(presence) = self.presence_of(channel) else { return (0, 0) };
-        let mut users: Vec<&str> = presence.iter().map(|(_, info)| &*info.user).collect();
+        let mut users: Vec<&str> = presence.iter().map(Identity::user).collect();
         users.sort_unstable();
         users.dedup();
         (presence.len() as u32, users.len() as u32)

@@ -193,7 +193,7 @@ impl Core {
                 }
             }
             if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence) {
-                part.presence.remove(identity.client);
+                part.presence.remove(identity.client());
             }
             if part.peers.is_empty() {
                 part.relay = None;
