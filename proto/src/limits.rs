@@ -31,6 +31,11 @@ pub const JSON_DEPTH_MAX: u32 = 128;
 /// Most server-side subscriptions that one connect command may name.
 pub const CONNECT_SUBS_MAX: usize = 512;
 
+/// Largest `info` of a connection or of a subscription, in bytes of JSON. Presence holds both for every
+/// member, and every publication, join and leave of theirs carries them: hence less than a message may be,
+/// which is all that bounds them in Centrifugo. A token with more is not valid.
+pub const INFO_BYTES_MAX: usize = 4 * 1024;
+
 /// Largest packed list of tags of one publication, in bytes.
 pub const TAGS_BYTES_MAX: usize = 16 * 1024;
 

@@ -155,7 +155,8 @@ pub enum Call {
 /// Options of a subscription made by the server.
 #[derive(Clone, Debug, Default)]
 pub struct SubscribeOptions {
-    /// JSON shown as `chan_info` in presence and joins.
+    /// JSON shown as `chan_info` in presence and joins: at most [`ringmain_proto::limits::INFO_BYTES_MAX`]
+    /// bytes, else error 107.
     pub info: Option<Vec<u8>>,
     /// JSON sent with the subscribe push.
     pub data: Option<Vec<u8>>,

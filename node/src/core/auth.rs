@@ -3,6 +3,7 @@
 //! Owns the keys and the claims. Signatures are `jsonwebtoken`'s work; times are compared here against
 //! the `now` given, to the second: a token whose `exp` equals now is expired, one whose `nbf` lies
 //! ahead is answered like an expired one. What a claim does to a connection is decided by the callers.
+//! An `info` above [`ringmain_proto::limits::INFO_BYTES_MAX`] makes its token invalid.
 //! The claims `meta` and `caps` are accepted and mean nothing here.
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::config::{CoreConfig, TokenConfig};
+use super::infos::is_short;
 
 /// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -154,7 +156,7 @@ impl RawClaims {
 impl RawOptions {
     fn checked(self) -> Result<SubOptions, TokenError> {
         Ok(SubOptions {
-            info: json_value(self.info, &self.b64info)?,
+            info: info_value(self.info, &self.b64info)?,
             data: json_value(self.data, &self.b64data)?,
             overrides: self.overrides.unwrap_or_default(),
         })
@@ -171,6 +173,12 @@ fn json_value(json: Option<Box<RawValue>>, base64: &str) -> Result<Option<Box<[u
     let bytes = STANDARD.decode(base64).map_err(|_| TokenError::Invalid)?;
     let text = std::str::from_utf8(&bytes).ok().filter(|text| ringmain_proto::json::is_valid(text));
     Ok(text.map(|text| Box::from(text.as_bytes())))
+}
+
+/// The same, of what a user shows of itself.
+fn info_value(json: Option<Box<RawValue>>, base64: &str) -> Result<Option<Box<[u8]>>, TokenError> {
+    let info = json_value(json, base64)?;
+    if is_short(info.as_deref()) { Ok(info) } else { Err(TokenError::Invalid) }
 }
 
 /// A NumericDate (RFC 7519 section 2) in whole seconds.
@@ -292,7 +300,7 @@ impl Verifier {
             };
             claims.subs.into_iter().map(|(name, options)| Ok((name, checked(options)?))).collect()
         };
-        let info = json_value(claims.info, &claims.b64info)?;
+        let info = info_value(claims.info, &claims.b64info)?;
         Ok(ConnectionClaims { sub: claims.sub, expire_at, info, subs: subs? })
     }
 

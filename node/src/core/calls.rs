@@ -17,6 +17,7 @@ use super::config::RecoveryMode;
 use super::connect::seconds32;
 use super::engine::{Effect, Slot};
 use super::home::Publisher;
+use super::infos::is_short;
 use super::mesh::{QueryAnswer, RecoverFrom};
 use super::metrics::Metric;
 use super::session::{Follow, Stage, SubState};
@@ -187,6 +188,9 @@ impl Core {
         let namespace = self.channels.namespace_of(channel).ok_or(ErrorCode::UnknownChannel)?;
         if options.expire_at.is_some_and(|at| at <= now.unix_s()) {
             return Err(ErrorCode::Expired);
+        }
+        if !is_short(options.info.as_deref()) {
+            return Err(ErrorCode::BadRequest);
         }
         let new = subscription_by_server(namespace, options);
         for slot in self.selected(selector) {

@@ -329,6 +329,9 @@ pub struct LimitsConfig {
     /// Bytes in partial frames and handshakes at the most (then the slowest is closed with 1008).
     #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub partial_pool_bytes: u64,
+    /// Bytes of presence and of users' infos at the most (then 111 to those who would add to them).
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
+    pub info_pool_bytes: u64,
     /// Messages that wait for one other shard at the most (then publishes are refused).
     #[schemars(range(min = 16, max = 16_777_216))]
     pub mesh_pending_max: u32,
@@ -349,6 +352,7 @@ impl Default for LimitsConfig {
             log_pool_bytes: 128 * 1024 * 1024,
             history_pool_bytes: 512 * 1024 * 1024,
             partial_pool_bytes: 64 * 1024 * 1024,
+            info_pool_bytes: 128 * 1024 * 1024,
             mesh_pending_max: 65_536,
             mesh_credits: 4,
             control_inbox_max: 4_096,

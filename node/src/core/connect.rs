@@ -16,6 +16,7 @@ use ringmain_proto::time::Now;
 use super::auth::{ConnectionClaims, SubOptions, TokenError};
 use super::commands::BROADCAST_CHANNEL;
 use super::engine::Slot;
+use super::infos::len;
 use super::mesh::RecoverFrom;
 use super::metrics::Metric;
 use super::permission::{Refusal, subscription_options};
@@ -56,6 +57,7 @@ impl Core {
         let session = self.sessions.get_mut(slot);
         session.user = claims.sub.as_str().into();
         if claims.info.is_some() {
+            self.infos.admit(len(claims.info.as_deref()))?;
             session.extra().conn_info = claims.info;
         }
         let wanted = self.wanted_subs(slot, claims.subs, request)?;

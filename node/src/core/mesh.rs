@@ -85,6 +85,11 @@ impl Identity {
         Self(bytes.into())
     }
 
+    /// Its length in memory, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// The client's id.
     pub(crate) fn client(&self) -> ClientId {
         ClientId(u128::from_be_bytes(*self.0.first_chunk().expect("an identity has a header")))

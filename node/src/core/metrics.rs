@@ -71,6 +71,7 @@ metrics! {
     OwnBytes = ("own_queue_bytes", Gauge, "", "Bytes that wait in connections' own queues"),
     LogBytes = ("log_bytes", Gauge, "", "Bytes held in the logs of channels"),
     HistoryBytes = ("history_bytes", Gauge, "", "Bytes held in the history of channels"),
+    InfoBytes = ("info_bytes", Gauge, "", "Bytes of presence and of what users show of themselves"),
     PartialBytes = ("partial_bytes", Gauge, "", "Bytes of partial frames and handshakes"),
     Lagging = ("lagging_subscriptions", Gauge, "", "Subscriptions with a cursor of their own"),
     MeshPending = ("mesh_pending", Gauge, "", "Messages that wait for another shard's credit"),

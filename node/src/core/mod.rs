@@ -14,6 +14,7 @@ pub mod engine;
 mod fanout;
 mod gap;
 mod home;
+mod infos;
 mod latest;
 mod log;
 pub mod mesh;
@@ -31,4 +32,5 @@ mod wire;
 
 pub use auth::KeyError;
 pub use gap::GAP_TOLD_PER_TURN_MAX;
+pub use infos::MEMBER_BYTES;
 pub use shard::{Asset, Core, CoreOptions};

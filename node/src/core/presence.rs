@@ -4,6 +4,7 @@
 //! beyond that they are in a table until the channel is empty.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use ringmain_proto::client::ClientId;
 
 use super::mesh::Identity;
@@ -23,11 +24,13 @@ fn hash(client: ClientId) -> u64 {
 }
 
 impl Presence {
-    /// Adds a member, or renews it.
-    pub(crate) fn insert(&mut self, identity: &Identity) {
+    /// Adds a member, or renews it. Returns what it was before.
+    pub(crate) fn insert(&mut self, identity: &Identity) -> Option<Identity> {
         match self {
             Self::Nobody => *self = Self::One(identity.clone()),
-            Self::One(member) if member.client() == identity.client() => *member = identity.clone(),
+            Self::One(member) if member.client() == identity.client() => {
+                return Some(std::mem::replace(member, identity.clone()));
+            }
             Self::One(_) => {
                 let Self::One(member) = std::mem::take(self) else { unreachable!("it was one") };
                 let mut table = HashTable::with_capacity(2);
@@ -43,29 +46,34 @@ impl Presence {
                     |member| member.client() == client,
                     |member| hash(member.client()),
                 );
-                entry.insert(identity.clone());
+                match entry {
+                    Entry::Occupied(mut entry) => {
+                        return Some(std::mem::replace(entry.get_mut(), identity.clone()));
+                    }
+                    Entry::Vacant(entry) => entry.insert(identity.clone()),
+                };
             }
         }
+        None
     }
 
-    /// Removes a member, if it is one.
-    pub(crate) fn remove(&mut self, client: ClientId) {
+    /// Removes a member, if it is one. Returns what it was.
+    pub(crate) fn remove(&mut self, client: ClientId) -> Option<Identity> {
         match self {
-            Self::Nobody => {}
-            Self::One(member) => {
-                if member.client() == client {
-                    *self = Self::Nobody;
-                }
-            }
+            Self::One(member) if member.client() == client => match std::mem::take(self) {
+                Self::One(member) => Some(member),
+                Self::Nobody | Self::Many(_) => unreachable!("it was one"),
+            },
+            Self::Nobody | Self::One(_) => None,
             Self::Many(table) => {
-                if let Ok(entry) = table.find_entry(hash(client), |member| member.client() == client) {
-                    entry.remove();
-                }
+                let entry = table.find_entry(hash(client), |member| member.client() == client).ok()?;
+                let (member, _) = entry.remove();
                 if table.is_empty() {
                     *self = Self::Nobody;
-                } else if table.capacity() > 4 * (table.len() + SPARE_MEMBERS) {
+                } else if table.capacity() > CAPACITY_MAX * table.len() {
                     table.shrink_to_fit(|member| hash(member.client()));
                 }
+                Some(member)
             }
         }
     }
@@ -95,8 +103,9 @@ impl Presence {
     }
 }
 
-/// A table this much larger than a quarter full is not shrunk.
-const SPARE_MEMBERS: usize = 64;
+/// Places for one member at the most: a table with more is shrunk. ([`super::infos::MEMBER_BYTES`] rests
+/// on it.)
+const CAPACITY_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -110,15 +119,23 @@ mod tests {
     fn members_are_there_once_and_until_they_leave() {
         let mut presence = Presence::default();
         for client in 0..1000 {
-            presence.insert(&identity(client));
-            presence.insert(&identity(client));
+            assert_eq!(presence.insert(&identity(client)), None);
+            assert_eq!(presence.insert(&identity(client)), Some(identity(client)));
             assert_eq!(presence.len(), client as usize + 1);
             assert_eq!(presence.iter().count(), presence.len());
         }
         for client in 0..1000 {
             assert!(!presence.is_empty());
-            presence.remove(ClientId(client));
-            presence.remove(ClientId(client));
+            assert_eq!(presence.remove(ClientId(client)), Some(identity(client)));
+            assert_eq!(presence.remove(ClientId(client)), None);
+            if let Presence::Many(table) = &presence {
+                assert!(
+                    table.capacity() <= CAPACITY_MAX * table.len(),
+                    "{} of {}",
+                    table.len(),
+                    table.capacity()
+                );
+            }
             assert!(presence.iter().all(|member| member.client().0 > client));
             assert_eq!(presence.len(), 999 - client as usize);
         }

@@ -51,10 +51,12 @@ impl Core {
             return Err(ErrorCode::Expired.into());
         }
         let session = self.sessions.get_mut(slot);
-        session.expire_at = seconds32(expire_at);
         if claims.info.is_some() {
+            let old = session.extra.as_ref().and_then(|extra| extra.conn_info.as_deref());
+            self.infos.replace(old, claims.info.as_deref())?;
             session.extra().conn_info = claims.info;
         }
+        session.expire_at = seconds32(expire_at);
         Ok(expire_at)
     }
 
@@ -112,7 +114,10 @@ impl Core {
         if expire_at.is_some_and(|at| at < now.unix_s()) {
             return Err(ErrorCode::Expired.into());
         }
-        let extra = self.sessions.get_mut(slot).sub_extra_mut(channel);
+        let session = self.sessions.get_mut(slot);
+        let old = session.sub_extra(channel).and_then(|sub| sub.chan_info.as_deref());
+        self.infos.replace(old, options.info.as_deref())?;
+        let extra = session.sub_extra_mut(channel);
         (extra.expire_at, extra.chan_info) = (expire_at, options.info);
         Ok(expire_at)
     }

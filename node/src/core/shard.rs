@@ -20,6 +20,7 @@ use super::config::CoreConfig;
 use super::engine::{Effect, Engine, Send, ShardIndex, Slot, Source, TurnBudget};
 use super::fanout::LagSend;
 use super::gap::Gaps;
+use super::infos::Infos;
 use super::mesh::{MeshBatch, MeshMessage, Outboxes};
 use super::metrics::{Metric, Values};
 use super::output::Output;
@@ -87,6 +88,8 @@ pub struct Core {
     pub(crate) lag_sends: Vec<LagSend>,
     /// Channels whose subscribers are to be told of a gap.
     pub(crate) gaps: Gaps,
+    /// What users show of themselves, in bytes.
+    pub(crate) infos: Infos,
     /// Connections that are finished once they are flushed.
     pub(crate) flushing: Vec<Slot>,
     /// Closes per second of a drain, and when it closed last.
@@ -163,6 +166,7 @@ impl Core {
             served: Vec::new(),
             lag_sends: Vec::new(),
             gaps: Gaps::default(),
+            infos: Infos::new(config.limits.info_pool_bytes),
             flushing: Vec::new(),
             drain: None,
             connections: 0,
@@ -207,9 +211,9 @@ impl Core {
             self.sessions.remove_user(slot);
         }
         self.account_partial(slot, 0);
+        self.drop_extra(slot);
         let session = self.sessions.get_mut(slot);
         session.stage = Stage::Closing;
-        session.extra = None;
         session.reader = ringmain_proto::ws::Reader::default();
     }
 
@@ -260,9 +264,8 @@ impl Core {
     fn leave_loop(&mut self, slot: Slot, effect: Effect) {
         self.out.kill(slot);
         self.wheel.cancel(slot);
-        let session = self.sessions.get_mut(slot);
-        session.stage = Stage::Gone;
-        session.extra = None;
+        self.drop_extra(slot);
+        self.sessions.get_mut(slot).stage = Stage::Gone;
         self.effects.push(effect);
     }
 
@@ -408,6 +411,7 @@ impl Engine for Core {
         self.metrics.set(Metric::Channels, self.channels.len() as u64);
         self.metrics.set(Metric::HistoryBytes, self.bus.history_bytes() as u64);
         self.metrics.set(Metric::LogBytes, self.channels.log_bytes() as u64);
+        self.metrics.set(Metric::InfoBytes, self.infos.bytes() as u64);
         self.metrics.set(Metric::MeshPending, self.mesh.pending() as u64);
         &mut self.metrics
     }

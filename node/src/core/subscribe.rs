@@ -17,6 +17,7 @@ use ringmain_proto::time::Now;
 
 use super::channel::VariantKey;
 use super::engine::Slot;
+use super::infos::len;
 use super::mesh::*;
 use super::metrics::Metric;
 use super::output::Lag;
@@ -100,6 +101,10 @@ impl Core {
             self.drop_channel_if_unused(index, now);
             return Err(ErrorCode::LimitExceeded);
         };
+        if let Err(full) = self.infos.admit(len(new.chan_info.as_deref())) {
+            self.drop_channel_if_unused(index, now);
+            return Err(full);
+        }
         channel.subs += 1;
         let (home, channel_name, serial) = (channel.home, Arc::clone(&channel.name), channel.serial);
         let flags = new.flags();
@@ -344,6 +349,7 @@ impl Core {
         let before = session.subs.len();
         session.subs.retain(|sub| sub.channel != index);
         self.metrics.sub(Metric::Subscriptions, (before - session.subs.len()) as u64);
+        self.infos.release(len(session.sub_extra(index).and_then(|sub| sub.chan_info.as_deref())));
         session.drop_sub_extra(index);
     }
 

@@ -6,6 +6,7 @@ mod fanout;
 mod figures;
 mod gaps;
 mod harness;
+mod infos;
 mod probe;
 mod probe_connect;
 mod probe_misc;

@@ -77,7 +77,8 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
     let pending = shards * shards.saturating_sub(1) * u64::from(limits.mesh_pending_max);
     vec![
         line("connections (limits.connections_per_shard)", connections, sizes::CONNECTION_BYTES),
-        line("subscriptions (client.channel_limit of each)", subscriptions, subscription_bytes(config)),
+        line("subscriptions (client.channel_limit of each)", subscriptions, sizes::SUBSCRIPTION_BYTES),
+        line("presence and users' infos (limits.info_pool_bytes)", shards, limits.info_pool_bytes),
         line(
             "channels (limits.channels_per_shard)",
             shards * u64::from(limits.channels_per_shard),
@@ -95,13 +96,6 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
             sizes::CONTROL_BYTES,
         ),
     ]
-}
-
-/// Bytes of one subscription; presence is counted for all where a namespace has it.
-fn subscription_bytes(config: &Config) -> u64 {
-    let has_presence =
-        config.core.channel.presence || config.core.namespaces.values().any(|one| one.presence);
-    sizes::SUBSCRIPTION_BYTES + if has_presence { sizes::PRESENCE_BYTES } else { 0 }
 }
 
 fn ring_bytes() -> u64 {
@@ -191,6 +185,13 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             unit_bytes: |_, _| 1,
         },
         Flexible {
+            path: "limits.info_pool_bytes",
+            floor: |_| POOL_BYTES_MIN,
+            get: |config| config.core.limits.info_pool_bytes,
+            set: |config, bytes| config.core.limits.info_pool_bytes = bytes,
+            unit_bytes: |_, _| 1,
+        },
+        Flexible {
             path: "limits.channels_per_shard",
             floor: |_| 10_000,
             get: |config| u64::from(config.core.limits.channels_per_shard),
@@ -218,7 +219,7 @@ const FLEXIBLE: [&[Flexible]; 2] = [
         },
         // Socket buffers are left out: where there are many sockets, tcp_mem caps them.
         unit_bytes: |config, _| {
-            let subscriptions = u64::from(config.core.client.channel_limit) * subscription_bytes(config);
+            let subscriptions = u64::from(config.core.client.channel_limit) * sizes::SUBSCRIPTION_BYTES;
             sizes::CONNECTION_BYTES + subscriptions + sizes::SOCKET_BYTES
         },
     }],
@@ -279,6 +280,12 @@ mod tests {
         assert_eq!(memory.total_bytes(), by_hand);
         let pool = memory.lines.iter().find(|line| line.what.contains("history_pool_bytes")).unwrap();
         assert_eq!(pool.total_bytes(), 2 * config.core.limits.history_pool_bytes);
+        let pool = memory.lines.iter().find(|line| line.what.contains("presence")).unwrap();
+        assert_eq!(
+            pool.total_bytes(),
+            2 * config.core.limits.info_pool_bytes,
+            "whatever namespaces say of it"
+        );
     }
 
     #[test]

@@ -10,9 +10,6 @@ pub(super) const CONNECTION_BYTES: u64 = 1_024;
 /// A subscription: the session's entry and the channel's, each in a list that doubles as it grows.
 pub(super) const SUBSCRIPTION_BYTES: u64 = 48;
 
-/// A member of a channel with presence, without the user's info.
-pub(super) const PRESENCE_BYTES: u64 = 128;
-
 /// A channel with its name, its position and one publication's place. (Measured with 100,000: 490.)
 pub(super) const CHANNEL_BYTES: u64 = 512;
 

@@ -5,18 +5,30 @@
 //!
 //! Invariant: a join or leave travels behind the publications that came before it.
 
+use ringmain_proto::close::ErrorCode;
 use ringmain_proto::message::{ClientInfo, Push};
 use ringmain_proto::time::Now;
 
 use crate::core::api::Member;
 use crate::core::channel::Channel;
 use crate::core::engine::ShardIndex;
+use crate::core::infos::member_bytes;
 use crate::core::mesh::{ChannelRef, Identity, MeshMessage, ToMember};
 use crate::core::metrics::Metric;
 use crate::core::presence::Presence;
 use crate::core::shard::Core;
 
 impl Core {
+    /// Lists somebody in a channel's presence, if the pool has room.
+    pub(super) fn enter(&mut self, index: u32, identity: &Identity) -> Result<(), ErrorCode> {
+        self.infos.admit(member_bytes(identity))?;
+        let part = self.channels.get_mut(index).home_part.get_or_insert_default();
+        if let Some(before) = part.presence.insert(identity) {
+            self.infos.release(member_bytes(&before));
+        }
+        Ok(())
+    }
+
     /// Tells everyone who asked for it that somebody joined or left.
     pub(super) fn announce(&mut self, index: u32, joined: bool, identity: &Identity, now: Now) {
         self.announce_local(index, joined, identity);

@@ -14,8 +14,10 @@ use ringmain_proto::time::Now;
 
 use super::waiters::Waiter;
 use super::{PageRead, Peer, bus_channel, bus_error, no_channel};
+use crate::core::channel::Channel;
 use crate::core::engine::ShardIndex;
-use crate::core::mesh::{LeaveAtHome, Recovered, SubscribeAtHome, Subscribed, ToMember};
+use crate::core::infos::member_bytes;
+use crate::core::mesh::{ChannelRef, LeaveAtHome, Recovered, SubscribeAtHome, Subscribed, ToMember};
 use crate::core::shard::Core;
 
 impl Core {
@@ -150,35 +152,36 @@ impl Core {
         recovered: bool,
         now: Now,
     ) {
-        while from != self.shard && self.flush_peer(index, from, now) {}
-        let channel = self.channels.get_mut(index);
-        let (epoch, top) = (channel.epoch, channel.top);
-        if from != self.shard {
-            let part = channel.home_part.get_or_insert_default();
-            if let Some(peer) = part.peers.iter_mut().find(|peer| peer.shard == from) {
-                peer.subs += 1;
-                peer.member = request.member;
-            } else {
-                let at = part.relay.as_ref().map_or(0, |relay| relay.head());
-                part.peers.push(Peer {
-                    shard: from,
-                    subs: 1,
-                    member: request.member,
-                    at,
-                    offset: top,
-                    listed: false,
-                });
-            }
-        }
         let identity = request.identity.clone();
-        if let Some(identity) = identity.as_ref().filter(|_| request.presence) {
-            channel.home_part.get_or_insert_default().presence.insert(identity);
+        if let Some(identity) = identity.as_ref().filter(|_| request.presence)
+            && let Err(full) = self.enter(index, identity)
+        {
+            return self.refuse_opened(index, from, request, full, now);
+        }
+        if from != self.shard {
+            while self.flush_peer(index, from, now) {}
+            self.count_peer(index, from, request.member);
         }
         let announce = request.announce;
+        let Channel { epoch, top, .. } = *self.channels.get(index);
         let result = Ok(Recovered { epoch, top, records, recovered });
         self.send_member(from, ToMember::Subscribed(Box::new(Subscribed { request, result })), now);
         if let Some(identity) = identity.filter(|_| announce) {
             self.announce(index, true, &identity, now);
+        }
+    }
+
+    /// One subscription more through another shard.
+    fn count_peer(&mut self, index: u32, shard: ShardIndex, member: ChannelRef) {
+        let channel = self.channels.get_mut(index);
+        let offset = channel.top;
+        let part = channel.home_part.get_or_insert_default();
+        if let Some(peer) = part.peers.iter_mut().find(|peer| peer.shard == shard) {
+            peer.subs += 1;
+            peer.member = member;
+        } else {
+            let at = part.relay.as_ref().map_or(0, |relay| relay.head());
+            part.peers.push(Peer { shard, subs: 1, member, at, offset, listed: false });
         }
     }
 
@@ -192,8 +195,10 @@ impl Core {
                     part.peers.swap_remove(position);
                 }
             }
-            if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence) {
-                part.presence.remove(identity.client());
+            if let Some(identity) = leave.identity.as_ref().filter(|_| leave.presence)
+                && let Some(member) = part.presence.remove(identity.client())
+            {
+                self.infos.release(member_bytes(&member));
             }
             if part.peers.is_empty() {
                 part.relay = None;
