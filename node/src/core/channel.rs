@@ -10,15 +10,17 @@
 //! * `subs` counts the subscriptions of this shard in every state; members and laggards of its
 //!   variants are those that receive, unless a gap has set them aside.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 use ringmain_bus::ChannelOptions;
 use ringmain_proto::codec::Codec;
+use ringmain_proto::ws;
 use smallvec::SmallVec;
 
 use super::api::hash_name;
-use super::config::{CoreConfig, NamespaceConfig, SlowConsumer};
+use super::config::{CoreConfig, NamespaceConfig, Priority, SlowConsumer};
 use super::engine::{ShardIndex, Slot};
 use super::gap::Untold;
 use super::home::HomePart;
@@ -137,6 +139,8 @@ pub(crate) struct Channels {
     next_index: u32,
     free: Vec<u32>,
     by_name: HashTable<u32>,
+    /// Clients send several commands about one channel at a time: what was found last is looked at first.
+    last_found: Cell<u32>,
     serial: u32,
     max: usize,
     shards: u16,
@@ -179,6 +183,16 @@ impl Pages {
     }
 }
 
+/// What became of an append.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    /// The variant is to be queued for service.
+    pub(crate) is_news: bool,
+    pub(crate) priority: Priority,
+    /// The log is above its maximum: this many bytes.
+    pub(crate) over: Option<usize>,
+}
+
 /// Emptied logs kept for reuse at the most.
 const SPARE_LOGS_MAX: usize = 64;
 
@@ -202,6 +216,7 @@ impl Channels {
             next_index: 0,
             free: Vec::new(),
             by_name: HashTable::new(),
+            last_found: Cell::new(0),
             serial: 0,
             max: config.limits.channels_per_shard as usize,
             shards,
@@ -227,6 +242,18 @@ impl Channels {
 
     /// The index of a channel that is known.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        let last = self.last_found.get();
+        if self.pages.get(last).is_some_and(|channel| *channel.name == *name) {
+            return Some(last);
+        }
+        let found = self.find_by_hash(name);
+        if let Some(index) = found {
+            self.last_found.set(index);
+        }
+        found
+    }
+
+    fn find_by_hash(&self, name: &str) -> Option<u32> {
         let same = |index: &u32| self.pages.get(*index).is_some_and(|channel| *channel.name == *name);
         self.by_name.find(hash_name(name), same).copied()
     }
@@ -312,17 +339,45 @@ impl Channels {
         places.enumerate().filter_map(|(index, place)| Some((index as u32, place.as_ref()?)))
     }
 
-    /// The log of a variant, taken from the spare ones if it has none: a new one begins after the
-    /// publication `before`. With the channel's name. What its appends grew by is to be told by [`Channels::note_log_bytes`].
-    pub(crate) fn log_of(&mut self, index: u32, variant: u8, before: u64) -> (&mut Log, &str) {
+    /// Appends one frame to the log of a variant, if anybody receives from it. `before` is the channel's top
+    /// before this publication; `None`: it is a join or leave, which only some variants show.
+    pub(crate) fn append(
+        &mut self,
+        index: u32,
+        variant: u8,
+        before: Option<u64>,
+        encode: impl FnOnce(Codec, &str, &mut Vec<u8>),
+    ) -> Option<Appended> {
         let spare = &mut self.spare_logs;
         let channel = self.pages.get_mut(index).expect("a held channel exists");
-        let log = channel.variants[usize::from(variant)].log.get_or_insert_with(|| {
+        let (top, namespace) = (channel.top, channel.namespace);
+        let receivers = &mut channel.variants[usize::from(variant)];
+        if receivers.is_unheard() || (before.is_none() && !receivers.key.join_leave) {
+            return None;
+        }
+        let codec = receivers.key.codec;
+        let log = receivers.log.get_or_insert_with(|| {
             let mut log = spare.pop().unwrap_or_default();
-            log.reset(before);
+            log.reset(before.unwrap_or(top));
             log
         });
-        (log, &channel.name)
+        let grown = log.append(top, |out| {
+            let start = ws::begin_frame(out);
+            encode(codec, &channel.name, out);
+            ws::finish_frame(out, start, codec.opcode());
+        });
+        if before.is_none() {
+            log.note_join();
+        }
+        self.log_bytes += grown;
+        let is_news = !std::mem::replace(&mut log.queued, true);
+        let config = &self.namespaces[usize::from(namespace)].1.config;
+        let bytes_max = config.log_bytes_max as usize;
+        Some(Appended {
+            is_news,
+            priority: config.priority,
+            over: (log.len() > bytes_max).then_some(bytes_max),
+        })
     }
 
     /// Takes a variant's log away if nobody needs it.
@@ -344,8 +399,8 @@ impl Channels {
     }
 
     /// Keeps account of the bytes in logs.
-    pub(crate) fn note_log_bytes(&mut self, grown: usize, dropped: usize) {
-        self.log_bytes = (self.log_bytes + grown).saturating_sub(dropped);
+    pub(crate) fn note_log_bytes_dropped(&mut self, dropped: usize) {
+        self.log_bytes = self.log_bytes.saturating_sub(dropped);
     }
 
     /// Bytes in the logs of all channels.

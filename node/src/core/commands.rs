@@ -197,7 +197,7 @@ impl Core {
 
     // --- publish ---
 
-    fn publish_command(&mut self, slot: Slot, id: u32, name: &str, data: &[u8], now: Now) {
+    pub(crate) fn publish_command(&mut self, slot: Slot, id: u32, name: &str, data: &[u8], now: Now) {
         if name.is_empty() {
             return self.end_input(slot, CloseReason::BadRequest, now);
         }

@@ -250,8 +250,7 @@ impl Core {
         self.out.release(slot);
         self.arm_timer(slot, now);
         for message in connecting.backlog {
-            self.message(slot, super::wire::Message::Binary(&message), now);
-            if self.sessions.by_serial(slot, serial).is_none_or(|session| session.is_ending()) {
+            if !self.message(slot, serial, super::wire::Message::Binary(&message), now) {
                 break;
             }
         }

@@ -13,7 +13,7 @@
 
 use ringmain_proto::time::Now;
 
-use super::channel::Channels;
+use super::channel::{Appended, Channels};
 use super::config::{Priority, SlowConsumer};
 use super::engine::{Effect, Send, Slot, Source, TurnBudget};
 use super::log::{Log, Pass};
@@ -29,20 +29,18 @@ use super::shard::Core;
 const FANOUT_SHARE: (usize, usize) = (3, 4);
 
 impl Core {
-    /// Queues a variant whose log has news.
-    pub(crate) fn queue_variant(&mut self, channel: u32, variant: u8) {
-        let entry = self.channels.get_mut(channel);
-        let namespace = entry.namespace;
-        let Some(log) = &mut entry.variants[usize::from(variant)].log else { return };
-        if log.queued {
-            return;
+    /// Queues a variant whose log has news, and keeps that log in its bounds.
+    pub(crate) fn appended(&mut self, channel: u32, variant: u8, appended: Appended) {
+        if appended.is_news {
+            let queue = match appended.priority {
+                Priority::High => &mut self.dirty_high,
+                Priority::Normal => &mut self.dirty,
+            };
+            queue.push_back(log_id(channel, variant));
         }
-        log.queued = true;
-        let queue = match self.channels.namespace(namespace).config.priority {
-            Priority::High => &mut self.dirty_high,
-            Priority::Normal => &mut self.dirty,
-        };
-        queue.push_back(log_id(channel, variant));
+        if let Some(bytes_max) = appended.over {
+            self.bound_log(channel, variant, bytes_max);
+        }
     }
 
     /// Builds the turn's sends; see [`super::engine::Engine::prepare`].
@@ -479,7 +477,7 @@ impl Core {
                 dropped += more;
             }
         }
-        channels.note_log_bytes(0, dropped);
+        channels.note_log_bytes_dropped(dropped);
         metrics.set(Metric::LogBytes, channels.log_bytes() as u64);
     }
 }

@@ -216,6 +216,8 @@ pub(crate) const FRAME_PINGS: Mark = Mark(2);
 pub(crate) const INPUT_ENDED: Mark = Mark(4);
 /// Everything queued is to be flushed, then the socket finished.
 pub(crate) const FINISH_WHEN_FLUSHED: Mark = Mark(8);
+/// Only answers are still owed before it closes for a breach of the protocol ([`Extra::ending`]).
+pub(crate) const ENDING: Mark = Mark(16);
 
 /// The wheel's tick, in milliseconds: 32 bits of it are two years.
 pub(crate) use super::timer::TICK_MS;
@@ -253,11 +255,6 @@ impl Session {
     /// Sets it.
     pub(crate) fn set_deadline(&mut self, at_ms: u64) {
         self.deadline_tick = at_ms.div_ceil(TICK_MS).max(1) as u32;
-    }
-
-    /// Whether only answers are still owed before it closes for a breach of the protocol.
-    pub(crate) fn is_ending(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.ending.is_some())
     }
 
     pub(crate) fn sub_extra(&self, channel: u32) -> Option<&SubExtra> {

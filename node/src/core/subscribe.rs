@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// The home answered a subscription.
-    fn subscribed(&mut self, subscribed: Subscribed, now: Now) {
+    pub(crate) fn subscribed(&mut self, subscribed: Subscribed, now: Now) {
         let Subscribed { request, result } = subscribed;
         let (origin, index) = (request.origin, request.member.index);
         let slot = origin.slot;

@@ -10,7 +10,7 @@ use ringmain_proto::ws::{self, Chunk, Event, Opcode, Text};
 
 use super::engine::Slot;
 use super::metrics::Metric;
-use super::session::{AWAITS_PONG, FRAME_PINGS, INPUT_ENDED, Stage};
+use super::session::{AWAITS_PONG, ENDING, FRAME_PINGS, INPUT_ENDED, Stage};
 use super::shard::Core;
 
 /// Where clients connect.
@@ -110,6 +110,7 @@ impl Core {
         }
         let deadline = now.mono_ms + ANSWER_AFTER_FIN_MS;
         session.set(INPUT_ENDED, true);
+        session.set(ENDING, true);
         session.extra().ending = Some(reason);
         session.set_deadline(deadline);
         self.wheel.set(slot, deadline);
@@ -277,12 +278,12 @@ impl Core {
         loop {
             match reader.next(&mut chunk, message_bytes_max) {
                 Ok(None) => break,
-                Ok(Some(event)) => self.frame_event(slot, event, now),
-                Err(error) => self.close(slot, error.close_reason(), now),
-            }
-            let session = self.sessions.get(slot);
-            if !session.is_open() || session.serial != serial || session.is_ending() {
-                return;
+                Ok(Some(event)) => {
+                    if !self.frame_event(slot, serial, event, now) {
+                        return;
+                    }
+                }
+                Err(error) => return self.close(slot, error.close_reason(), now),
             }
         }
         let buffered = reader.buffered_bytes();
@@ -306,26 +307,29 @@ impl Core {
         }
     }
 
-    fn frame_event(&mut self, slot: Slot, event: Event<'_>, now: Now) {
+    /// Returns whether the connection goes on reading.
+    fn frame_event(&mut self, slot: Slot, serial: u32, event: Event<'_>, now: Now) -> bool {
         match event {
             // Text or binary: as Centrifugo, it is taken for what the codec makes of it.
             Event::Text(text) => {
                 self.metrics.add(Metric::MessagesIn, 1);
-                self.message(slot, Message::Text(&text), now);
+                self.message(slot, serial, Message::Text(&text), now)
             }
             Event::Binary(payload) => {
                 self.metrics.add(Metric::MessagesIn, 1);
-                self.message(slot, Message::Binary(&payload), now);
+                self.message(slot, serial, Message::Binary(&payload), now)
             }
             Event::Ping(payload) => {
                 self.out.raw(slot, |out| ws::write_frame(out, Opcode::Pong, &payload));
                 self.check_own_queue(slot, now);
+                self.goes_on(slot, serial)
             }
             Event::Pong(_) => {
                 let session = self.sessions.get_mut(slot);
                 if session.is(FRAME_PINGS) {
                     session.set(AWAITS_PONG, false);
                 }
+                true
             }
             Event::Close { code, .. } => {
                 self.metrics.add(Metric::CloseNormal, 1);
@@ -333,45 +337,67 @@ impl Core {
                 self.sessions.get_mut(slot).set(INPUT_ENDED, true);
                 self.out.raw(slot, |out| ws::write_close(out, code, ""));
                 self.finish_when_flushed(slot, now);
+                false
             }
         }
     }
 
-    /// One message of a client: its commands in order, up to the first malformed line.
-    pub(crate) fn message(&mut self, slot: Slot, message: Message<'_>, now: Now) {
+    /// Whether the connection with this serial still reads.
+    #[inline]
+    fn goes_on(&self, slot: Slot, serial: u32) -> bool {
         let session = self.sessions.get(slot);
-        if session.stage == Stage::Connecting {
-            return self.keep_for_connected(slot, message.bytes(), now);
+        session.serial == serial && session.is_open() && !session.is(ENDING)
+    }
+
+    /// One message of a client: its commands in order, up to the first malformed line. Returns whether the
+    /// connection goes on reading.
+    pub(crate) fn message(&mut self, slot: Slot, serial: u32, message: Message<'_>, now: Now) -> bool {
+        let session = self.sessions.get(slot);
+        match session.stage {
+            Stage::Connecting => {
+                self.keep_for_connected(slot, message.bytes(), now);
+                return self.goes_on(slot, serial);
+            }
+            Stage::Refused => return true,
+            _ => {}
         }
-        if session.stage == Stage::Refused {
-            return;
-        }
-        let serial = session.serial;
         let mut commands = match message {
             Message::Text(text) => session.codec.decode_text(text),
             Message::Binary(bytes) => session.codec.decode(bytes),
         };
-        while let Some(command) = commands.next() {
-            match command {
-                Ok(command) => self.command(slot, command, now),
-                Err(_) => return self.end_input(slot, CloseReason::BadRequest, now),
-            }
-            let session = self.sessions.get(slot);
-            if !session.is_open() || session.serial != serial || session.is_ending() {
-                return;
-            }
-            if session.stage == Stage::Refused {
-                return;
-            }
-            if session.stage == Stage::Connecting {
-                let rest = commands.rest();
-                if !rest.is_empty() {
-                    self.keep_for_connected(slot, rest, now);
+        loop {
+            if self.sessions.get(slot).stage == Stage::Connected
+                && let Some(publish) = commands.next_publish()
+            {
+                self.metrics.add(Metric::Commands, 1);
+                self.publish_command(slot, publish.id, publish.channel, publish.data, now);
+            } else {
+                match commands.next() {
+                    None => break,
+                    Some(Ok(command)) => self.command(slot, command, now),
+                    Some(Err(_)) => {
+                        self.end_input(slot, CloseReason::BadRequest, now);
+                        return false;
+                    }
                 }
-                return;
+            }
+            if !self.goes_on(slot, serial) {
+                return false;
+            }
+            match self.sessions.get(slot).stage {
+                Stage::Refused => return true,
+                Stage::Connecting => {
+                    let rest = commands.rest();
+                    if !rest.is_empty() {
+                        self.keep_for_connected(slot, rest, now);
+                    }
+                    return self.goes_on(slot, serial);
+                }
+                _ => {}
             }
         }
         self.check_own_queue(slot, now);
+        self.goes_on(slot, serial)
     }
 }
 

@@ -117,7 +117,28 @@ enum State<'a> {
     Ended,
 }
 
+/// A publish command of the usual shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsualPublish<'a> {
+    /// Of the command; not 0.
+    pub id: u32,
+    /// As it stands in the message, without escapes.
+    pub channel: &'a str,
+    /// One JSON value.
+    pub data: &'a [u8],
+}
+
 impl<'a> Commands<'a> {
+    /// The next command, if it is a publish in the shape that SDKs write: a short cut for the most frequent
+    /// command. Otherwise nothing is consumed, and [`Iterator::next`] decides.
+    #[inline]
+    pub fn next_publish(&mut self) -> Option<UsualPublish<'a>> {
+        let State::JsonLines(text) = self.state else { return None };
+        let (publish, rest) = centrifuge::usual_publish(text)?;
+        self.state = if rest.is_empty() { State::Ended } else { State::JsonLines(rest) };
+        Some(publish)
+    }
+
     /// What is not decoded yet: a message of its own, empty at the end.
     pub fn rest(&self) -> &'a [u8] {
         match self.state {
@@ -140,10 +161,6 @@ impl<'a> Iterator for Commands<'a> {
             }
             State::Ended => return None,
         };
-        if let Some((command, rest)) = centrifuge::usual_publish(text) {
-            self.state = if rest.is_empty() { State::Ended } else { State::JsonLines(rest) };
-            return Some(Ok(command));
-        }
         let (line, rest) = match memchr::memchr(b'\n', text) {
             Some(at) => (&text[..at], &text[at + 1..]),
             None => (text, &[][..]),

@@ -19,6 +19,7 @@ mod write;
 
 pub use scan::Scanner;
 pub(crate) use skip::{has_newline, string_run};
+pub(crate) use write::is_plain;
 pub use write::{write_raw, write_string};
 
 /// Why a document was refused. Always the author's fault; position is not kept.

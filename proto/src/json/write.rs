@@ -16,6 +16,12 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// Whether `text` stands for itself within a string.
+#[inline]
+pub(crate) fn is_plain(text: &str) -> bool {
+    first_escaped(text.as_bytes()).is_none()
+}
+
 /// Appends a value that is JSON already, byte for byte, but without raw newlines: they separate
 /// commands and replies, and within valid JSON they are whitespace only. Nothing is `null`.
 #[inline]

@@ -143,28 +143,8 @@ impl Core {
         before: Option<u64>,
         encode: impl FnOnce(Codec, &str, &mut Vec<u8>),
     ) {
-        let channel = self.channels.get(index);
-        let (top, namespace) = (channel.top, channel.namespace);
-        let receivers = &channel.variants[usize::from(variant)];
-        if receivers.is_unheard() || (before.is_none() && !receivers.key.join_leave) {
-            return;
-        }
-        let codec = receivers.key.codec;
-        let (log, name) = self.channels.log_of(index, variant, before.unwrap_or(top));
-        let grown = log.append(top, |out| {
-            let start = ringmain_proto::ws::begin_frame(out);
-            encode(codec, name, out);
-            ringmain_proto::ws::finish_frame(out, start, codec.opcode());
-        });
-        if before.is_none() {
-            log.note_join();
-        }
-        let len = log.len();
-        self.channels.note_log_bytes(grown, 0);
-        self.queue_variant(index, variant);
-        let bytes_max = self.channels.namespace(namespace).config.log_bytes_max as usize;
-        if len > bytes_max {
-            self.bound_log(index, variant, bytes_max);
+        if let Some(appended) = self.channels.append(index, variant, before, encode) {
+            self.appended(index, variant, appended);
         }
     }
 }

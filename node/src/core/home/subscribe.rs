@@ -17,7 +17,9 @@ use super::{PageRead, Peer, bus_channel, bus_error, no_channel};
 use crate::core::channel::Channel;
 use crate::core::engine::ShardIndex;
 use crate::core::infos::member_bytes;
-use crate::core::mesh::{ChannelRef, LeaveAtHome, Recovered, SubscribeAtHome, Subscribed, ToMember};
+use crate::core::mesh::{
+    ChannelRef, LeaveAtHome, MeshMessage, Recovered, SubscribeAtHome, Subscribed, ToMember,
+};
 use crate::core::shard::Core;
 
 impl Core {
@@ -29,19 +31,29 @@ impl Core {
         if self.channels.get(index).opened {
             return self.subscribe_opened(index, from, request, now);
         }
-        let waiting = self.waiters.opening.entry(index).or_default();
-        waiting.push((from, request));
-        if waiting.len() > 1 {
-            return;
+        if let Some(waiting) = self.waiters.opening.get_mut(&index) {
+            return waiting.push((from, request));
         }
         let token = self.waiters.token();
         let Self { bus, channels, .. } = self;
         match bus.open(now, token, bus_channel(channels, index)) {
-            Outcome::Done(result) => self.opened(index, result, now),
+            Outcome::Done(Ok(position)) => {
+                self.interest_confirmed(index, position);
+                self.subscribe_opened(index, from, request, now);
+            }
+            Outcome::Done(Err(error)) => self.refuse_opened(index, from, request, bus_error(error), now),
             Outcome::Pending => {
+                self.waiters.opening.insert(index, vec![(from, request)]);
                 self.waiters.waiting.insert(token.0, Waiter::Open(index));
             }
         }
+    }
+
+    fn interest_confirmed(&mut self, index: u32, position: Position) {
+        let channel = self.channels.get_mut(index);
+        channel.opened = true;
+        channel.epoch = position.epoch.get();
+        channel.top = position.offset;
     }
 
     /// The bus confirmed interest, or could not.
@@ -52,10 +64,7 @@ impl Core {
         let waiting = self.waiters.opening.remove(&index).unwrap_or_default();
         match result {
             Ok(position) => {
-                let channel = self.channels.get_mut(index);
-                channel.opened = true;
-                channel.epoch = position.epoch.get();
-                channel.top = position.offset;
+                self.interest_confirmed(index, position);
                 for (from, request) in waiting {
                     self.subscribe_opened(index, from, request, now);
                 }
@@ -70,8 +79,15 @@ impl Core {
     }
 
     fn refuse(&mut self, from: ShardIndex, request: Box<SubscribeAtHome>, error: ErrorCode, now: Now) {
-        let subscribed = Subscribed { request, result: Err(error) };
-        self.send_member(from, ToMember::Subscribed(Box::new(subscribed)), now);
+        self.answer_subscribe(from, Subscribed { request, result: Err(error) }, now);
+    }
+
+    fn answer_subscribe(&mut self, from: ShardIndex, subscribed: Subscribed, now: Now) {
+        if from == self.shard {
+            self.subscribed(subscribed, now);
+        } else {
+            self.mesh.push(from, MeshMessage::Member(ToMember::Subscribed(Box::new(subscribed))));
+        }
     }
 
     /// The same where interest was confirmed: it ends if nobody else has it.
@@ -165,7 +181,7 @@ impl Core {
         let announce = request.announce;
         let Channel { epoch, top, .. } = *self.channels.get(index);
         let result = Ok(Recovered { epoch, top, records, recovered });
-        self.send_member(from, ToMember::Subscribed(Box::new(Subscribed { request, result })), now);
+        self.answer_subscribe(from, Subscribed { request, result }, now);
         if let Some(identity) = identity.filter(|_| announce) {
             self.announce(index, true, &identity, now);
         }

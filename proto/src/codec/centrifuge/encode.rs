@@ -3,6 +3,7 @@
 //! Straight appends. Within an object every field is written with a comma before it, and the first
 //! comma becomes the opening brace at the end: so no field needs to know whether it is the first.
 
+use super::usual::{publish_reply, usual_publication};
 use crate::client::{CLIENT_ID_TEXT_BYTES, ClientId};
 use crate::json::{write_raw, write_string};
 use crate::message::{
@@ -13,7 +14,15 @@ use crate::message::{
 const ENVELOPE_BYTES: usize = 192;
 
 /// Appends the reply to command `id`.
+#[inline]
 pub(in crate::codec) fn reply(id: u32, reply: &Reply<'_>, out: &mut Vec<u8>) {
+    match reply {
+        Reply::Publish if id != 0 => publish_reply(id, out),
+        other => general_reply(id, other, out),
+    }
+}
+
+pub(super) fn general_reply(id: u32, reply: &Reply<'_>, out: &mut Vec<u8>) {
     out.reserve(ENVELOPE_BYTES);
     let start = out.len();
     unsigned(out, ",\"id\":", u64::from(id));
@@ -62,7 +71,15 @@ pub(in crate::codec) fn reply(id: u32, reply: &Reply<'_>, out: &mut Vec<u8>) {
 }
 
 /// Appends a push.
+#[inline]
 pub(in crate::codec) fn push(push: &Push<'_>, out: &mut Vec<u8>) {
+    match push {
+        Push::Publication { channel, publication } if usual_publication(channel, publication, out) => {}
+        other => general_push(other, out),
+    }
+}
+
+pub(super) fn general_push(push: &Push<'_>, out: &mut Vec<u8>) {
     match push {
         Push::Publication { channel, publication } => {
             out.reserve(ENVELOPE_BYTES + publication.data.len());
