@@ -167,10 +167,36 @@ impl Wire {
         if state.in_flight == 0 {
             return self.close(slot);
         }
+        let in_flight = state.in_flight;
+        for (bit, op) in [(flight::RECV, Op::Recv), (flight::WRITABLE, Op::Writable)] {
+            if in_flight & bit != 0 {
+                self.cancel(slot, op);
+            }
+        }
+    }
+
+    /// Cancels one operation by its name, which the kernel finds in one bucket of its table: by descriptor
+    /// it would look at every operation of every connection. What is cancelled completes by itself; the
+    /// cancel completes only when it found nothing.
+    fn cancel(&mut self, slot: Slot, op: Op) {
+        let target = Tag::new(op, slot, self.slots.generation(slot)).pack();
+        let entry = opcode::AsyncCancel::new(target).build().flags(squeue::Flags::SKIP_SUCCESS);
+        // SAFETY: the entry points to no memory.
+        unsafe { self.push(Op::Cancel, slot, entry) };
+    }
+
+    /// A cancel found nothing. Mostly the operation had completed a moment before, and its completion was
+    /// seen by now; should it still be out, it is looked for by its descriptor.
+    pub(super) fn cancel_by_descriptor(&mut self, slot: Slot) {
+        let state = self.slots.state(slot);
+        let out = state.in_flight & (flight::RECV | flight::WRITABLE) != 0;
+        if state.phase != Phase::Cancelling || !out || state.in_flight & flight::CANCEL != 0 {
+            return;
+        }
         state.in_flight |= flight::CANCEL;
         let builder = CancelBuilder::fd(Fixed(slot)).all();
         // SAFETY: the entry points to no memory.
-        unsafe { self.push(Op::Cancel, slot, opcode::AsyncCancel2::new(builder).build()) };
+        unsafe { self.push(Op::CancelAll, slot, opcode::AsyncCancel2::new(builder).build()) };
     }
 
     /// A completion of a slot in `Cancelling` was seen and its bit cleared.

@@ -54,7 +54,8 @@ impl<E: Engine> ShardLoop<E> {
             // off, a cancel whose target had just ended: nothing follows from them.
             Op::Send | Op::Linger | Op::TimerUpdate | Op::AcceptCancel => {}
             Op::Install => self.wire.shut_down(tag, completion.result),
-            Op::Writable | Op::Shutdown | Op::Cancel | Op::Close => self.stepped(tag, now),
+            Op::Writable | Op::Shutdown | Op::CancelAll | Op::Close => self.stepped(tag, now),
+            Op::Cancel => self.found_nothing(tag),
         }
     }
 
@@ -169,6 +170,13 @@ impl<E: Engine> ShardLoop<E> {
         match state.phase {
             Phase::Open if tag.op == Op::Writable => self.engine.writable(slot, now),
             _ => self.wire.close_when_still(slot),
+        }
+    }
+
+    /// A cancel failed.
+    fn found_nothing(&mut self, tag: Tag) {
+        if self.wire.slots.is_current(tag) {
+            self.wire.cancel_by_descriptor(tag.slot);
         }
     }
 

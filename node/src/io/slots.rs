@@ -37,7 +37,7 @@ pub(super) mod flight {
     pub(in crate::io) const WRITABLE: u8 = 2;
     /// The shutdown.
     pub(in crate::io) const SHUTDOWN: u8 = 4;
-    /// The cancel of the others.
+    /// The cancel by descriptor, where that by name found nothing.
     pub(in crate::io) const CANCEL: u8 = 8;
 }
 

@@ -23,8 +23,10 @@ pub(super) enum Op {
     Shutdown,
     /// SO_LINGER 0 before an abort; completes only when it failed.
     Linger,
-    /// Cancel of all that a slot has in flight.
+    /// Cancel of one thing that a slot has in flight; completes only when it found nothing.
     Cancel,
+    /// Cancel of all that a slot has in flight.
+    CancelAll,
     /// Close of a direct descriptor.
     Close,
     /// A socket on its way to another shard.
@@ -39,7 +41,7 @@ pub(super) enum Op {
     Doorbell,
 }
 
-const OPS: [Op; 15] = [
+const OPS: [Op; 16] = [
     Op::Accept,
     Op::AcceptCancel,
     Op::Recv,
@@ -49,6 +51,7 @@ const OPS: [Op; 15] = [
     Op::Shutdown,
     Op::Linger,
     Op::Cancel,
+    Op::CancelAll,
     Op::Close,
     Op::HandOver,
     Op::HandedOver,
