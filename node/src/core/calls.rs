@@ -121,7 +121,7 @@ impl Core {
             if let Some(index) = self.channels.find(&call.channel) {
                 let epoch = self.channels.get(index).epoch;
                 self.metrics.add(Metric::Publications, 1);
-                self.deliver(index, epoch, &publication);
+                self.deliver(index, epoch, &publication, now);
             }
             return Some(Ok(Answer::Published { offset: 0, epoch: String::new() }));
         }

@@ -253,22 +253,22 @@ impl Core {
         index: Option<u32>,
         data: &[u8],
     ) {
-        if !self.may_wait(origin.slot, home) {
+        let identity = self.sessions.get(origin.slot).identity(index.unwrap_or(u32::MAX));
+        let message =
+            ToHome::Publish { origin, channel: name.into(), identity: Some(identity), data: data.into() };
+        if !self.may_wait(origin.slot, home, &message) {
             self.metrics.add(Metric::DropPublishRefused, 1);
             return self.reply_error(origin.slot, origin.id, ErrorCode::TooManyRequests);
         }
-        let session = self.sessions.get_mut(origin.slot);
-        session.pending += 1;
-        let identity = session.identity(index.unwrap_or(u32::MAX));
-        let message =
-            ToHome::Publish { origin, channel: name.into(), identity: Some(identity), data: data.into() };
+        self.sessions.get_mut(origin.slot).pending += 1;
         self.mesh.push(home, MeshMessage::Home(message));
     }
 
-    /// Whether one more command of a connection may wait for another shard.
-    fn may_wait(&self, slot: Slot, home: ShardIndex) -> bool {
+    /// Whether one more command of a connection may wait for its channel's home.
+    fn may_wait(&self, slot: Slot, home: ShardIndex, message: &ToHome) -> bool {
         let pending = self.sessions.get(slot).pending;
-        pending < self.config.client.pending_commands_max && !self.mesh.is_full(home)
+        pending < self.config.client.pending_commands_max
+            && (home == self.shard || self.mesh.fits(home, message.bytes()))
     }
 
     // --- questions ---
@@ -284,13 +284,13 @@ impl Core {
             return self.reply_error(slot, id, ErrorCode::BadRequest);
         }
         let home = home_of(name, self.shards);
-        if !self.may_wait(slot, home) {
+        let origin = Origin { slot, serial: self.sessions.get(slot).serial, id };
+        let message = ToHome::Query { origin, channel: name.into(), query };
+        if !self.may_wait(slot, home, &message) {
             return self.reply_error(slot, id, ErrorCode::TooManyRequests);
         }
-        let session = self.sessions.get_mut(slot);
-        session.pending += 1;
-        let origin = Origin { slot, serial: session.serial, id };
-        self.send_home(home, ToHome::Query { origin, channel: name.into(), query }, now);
+        self.sessions.get_mut(slot).pending += 1;
+        self.send_home(home, message, now);
     }
 }
 

@@ -332,6 +332,10 @@ pub struct LimitsConfig {
     /// Bytes of presence and of users' infos at the most (then 111 to those who would add to them).
     #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
     pub info_pool_bytes: u64,
+    /// Bytes that wait for other shards or are on their way to them at the most, relays included (then
+    /// publishes are refused with 111, and relays cut).
+    #[schemars(range(min = 65_536, max = POOL_BYTES_MAX))]
+    pub mesh_pool_bytes: u64,
     /// Messages that wait for one other shard at the most (then publishes are refused).
     #[schemars(range(min = 16, max = 16_777_216))]
     pub mesh_pending_max: u32,
@@ -353,6 +357,7 @@ impl Default for LimitsConfig {
             history_pool_bytes: 512 * 1024 * 1024,
             partial_pool_bytes: 64 * 1024 * 1024,
             info_pool_bytes: 128 * 1024 * 1024,
+            mesh_pool_bytes: 64 * 1024 * 1024,
             mesh_pending_max: 65_536,
             mesh_credits: 4,
             control_inbox_max: 4_096,

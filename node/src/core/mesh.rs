@@ -1,12 +1,8 @@
-//! What shards tell each other, and what waits to be told.
+//! What shards tell each other.
 //!
-//! Owns the messages and one outbox per peer shard. Messages to a channel's home are
-//! [`ToHome`], messages from the home are [`ToMember`]; both keep their order. Publications of
-//! channels with history are not queued here: the outbox only remembers *that* a channel moved, and
-//! the home reads them from history when the peer has credit, so a peer that sleeps costs a cursor.
-//! The outbox knows no inbox, no credit and no doorbell: the loop asks for a batch when it may send.
+//! Owns the messages. Messages to a channel's home are [`ToHome`], messages from the home are
+//! [`ToMember`]; both keep their order. What waits to be told is in [`super::outbox`].
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ringmain_proto::client::ClientId;
@@ -14,13 +10,8 @@ use ringmain_proto::close::ErrorCode;
 use ringmain_proto::message::ClientInfo;
 
 use super::api::Member;
-use super::engine::{ShardIndex, Slot};
-
-/// One batch between two shards: everything that waited, in order, up to a maximum.
-pub type MeshBatch = Vec<MeshMessage>;
-
-/// Messages in one batch at the most; a receiver's turn is bounded by this times its senders.
-pub const BATCH_MESSAGES_MAX: usize = 1024;
+use super::engine::Slot;
+pub use super::outbox::MeshBatch;
 
 /// A message between two shards.
 #[derive(Debug)]
@@ -83,6 +74,11 @@ impl Identity {
         let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
         Self(bytes.into())
+    }
+
+    /// The client alone: who it is, and nothing of what it shows.
+    pub(crate) fn bare(&self) -> Self {
+        Self::new(self.client(), "", None, None)
     }
 
     /// Its length in memory, in bytes.
@@ -336,92 +332,82 @@ pub enum ToMember {
     },
 }
 
-/// What waits for one peer shard.
-#[derive(Debug, Default)]
-struct Outbox {
-    messages: VecDeque<MeshMessage>,
-    moved: VecDeque<u32>,
-    listed: bool,
+impl MeshMessage {
+    /// Bytes that it holds beside its place in a queue. What it shares with others is counted in full.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Home(message) => message.bytes(),
+            Self::Member(message) => message.bytes(),
+        }
+    }
 }
 
-/// What waits for every peer shard.
-#[derive(Debug)]
-pub(crate) struct Outboxes {
-    boxes: Vec<Outbox>,
-    targets: Vec<ShardIndex>,
-    pending_max: usize,
-    pending: usize,
+impl ToHome {
+    /// Bytes that it holds beside its place in a queue.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Publish { channel, identity, data, .. } => {
+                name_bytes(channel) + identity_bytes(identity) + data.len()
+            }
+            Self::Subscribe(request) => request.bytes(),
+            Self::Leave(leave) => name_bytes(&leave.channel) + identity_bytes(&leave.identity),
+            Self::Query { channel, query, .. } => {
+                let since = match query {
+                    Query::History { since, .. } => since.as_ref(),
+                    Query::Presence | Query::PresenceStats => None,
+                };
+                name_bytes(channel) + since.map_or(0, |since| since.epoch.len())
+            }
+            Self::Replay { channel, .. } => name_bytes(channel),
+        }
+    }
 }
 
-impl Outboxes {
-    pub(crate) fn new(shards: u16, pending_max: u32) -> Self {
-        Self {
-            boxes: (0..shards).map(|_| Outbox::default()).collect(),
-            targets: Vec::new(),
-            pending_max: pending_max as usize,
-            pending: 0,
+impl ToMember {
+    /// Bytes that it holds beside its place in a queue.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Published { .. } | Self::Gap { .. } => 0,
+            Self::Subscribed(subscribed) => {
+                let records = subscribed.result.as_ref().map_or(0, |recovered| recovered.records.len());
+                size_of::<Subscribed>() + subscribed.request.bytes() + records
+            }
+            Self::Answer { result, .. } => result.as_ref().map_or(0, QueryAnswer::bytes),
+            Self::Records { records, .. } => records.len(),
+            Self::Presence { identity, .. } => identity.bytes(),
+            Self::Replayed { records, .. } => records.len(),
         }
     }
+}
 
-    fn list(&mut self, to: ShardIndex) {
-        let outbox = &mut self.boxes[usize::from(to)];
-        if !outbox.listed {
-            outbox.listed = true;
-            self.targets.push(to);
+impl SubscribeAtHome {
+    fn bytes(&self) -> usize {
+        let epoch = self.recover.as_ref().map_or(0, |recover| recover.epoch.len());
+        size_of::<Self>() + name_bytes(&self.channel) + identity_bytes(&self.identity) + epoch
+    }
+}
+
+impl QueryAnswer {
+    /// Bytes that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        let member_bytes = |member: &Member| {
+            let infos = [&member.conn_info, &member.chan_info].into_iter().flatten();
+            size_of::<Member>() + member.user.len() + infos.map(Vec::len).sum::<usize>()
+        };
+        match self {
+            Self::Presence(members) => members.iter().map(member_bytes).sum(),
+            Self::PresenceStats { .. } => 0,
+            Self::History { records, .. } => records.len(),
         }
     }
+}
 
-    /// Queues a message.
-    pub(crate) fn push(&mut self, to: ShardIndex, message: MeshMessage) {
-        self.boxes[usize::from(to)].messages.push_back(message);
-        self.pending += 1;
-        self.list(to);
-    }
+fn name_bytes(name: &str) -> usize {
+    2 * size_of::<usize>() + name.len()
+}
 
-    /// Whether something new for `to` should be refused or dropped.
-    pub(crate) fn is_full(&self, to: ShardIndex) -> bool {
-        self.boxes[usize::from(to)].messages.len() >= self.pending_max
-    }
-
-    /// Remembers that a channel homed here has news for `to`.
-    pub(crate) fn moved(&mut self, to: ShardIndex, channel: u32) {
-        self.boxes[usize::from(to)].moved.push_back(channel);
-        self.list(to);
-    }
-
-    /// The next channel with news for `to`.
-    pub(crate) fn next_moved(&mut self, to: ShardIndex) -> Option<u32> {
-        self.boxes[usize::from(to)].moved.pop_front()
-    }
-
-    /// Takes what is queued for `to`, at most [`BATCH_MESSAGES_MAX`].
-    pub(crate) fn take(&mut self, to: ShardIndex) -> Option<MeshBatch> {
-        let outbox = &mut self.boxes[usize::from(to)];
-        let count = outbox.messages.len().min(BATCH_MESSAGES_MAX);
-        let batch: MeshBatch = outbox.messages.drain(..count).collect();
-        self.pending -= count;
-        if outbox.messages.is_empty() && outbox.moved.is_empty() {
-            outbox.messages.shrink_to(BATCH_MESSAGES_MAX);
-            outbox.listed = false;
-            self.targets.retain(|target| *target != to);
-        }
-        (!batch.is_empty()).then_some(batch)
-    }
-
-    /// How many messages are queued for `to`.
-    pub(crate) fn queued(&self, to: ShardIndex) -> usize {
-        self.boxes[usize::from(to)].messages.len()
-    }
-
-    /// The shards for which something waits.
-    pub(crate) fn targets(&self) -> &[ShardIndex] {
-        &self.targets
-    }
-
-    /// Messages that wait, over all peers.
-    pub(crate) fn pending(&self) -> usize {
-        self.pending
-    }
+fn identity_bytes(identity: &Option<Identity>) -> usize {
+    identity.as_ref().map_or(0, Identity::bytes)
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ metrics! {
     InfoBytes = ("info_bytes", Gauge, "", "Bytes of presence and of what users show of themselves"),
     PartialBytes = ("partial_bytes", Gauge, "", "Bytes of partial frames and handshakes"),
     Lagging = ("lagging_subscriptions", Gauge, "", "Subscriptions with a cursor of their own"),
+    MeshBytes = ("mesh_bytes", Gauge, "", "Bytes that wait for other shards or are on their way to them, relays included"),
     MeshPending = ("mesh_pending", Gauge, "", "Messages that wait for another shard's credit"),
     DropSkipped = ("dropped", Counter, "skipped", "What was given up, by reason: once for each reader, or for each message refused"),
     DropLost = ("dropped", Counter, "insufficient_state", "What was given up, by reason: once for each reader, or for each message refused"),

@@ -21,8 +21,9 @@ use super::engine::{Effect, Engine, Send, ShardIndex, Slot, Source, TurnBudget};
 use super::fanout::LagSend;
 use super::gap::Gaps;
 use super::infos::Infos;
-use super::mesh::{MeshBatch, MeshMessage, Outboxes};
+use super::mesh::{MeshBatch, MeshMessage};
 use super::metrics::{Metric, Values};
+use super::outbox::Outboxes;
 use super::output::Output;
 use super::session::{AWAITS_PONG, FINISH_WHEN_FLUSHED, INPUT_ENDED, PublisherCopy, Sessions, Stage};
 use super::timer::Wheel;
@@ -156,7 +157,7 @@ impl Core {
             sessions: Sessions::default(),
             channels: Channels::new(&config, shards),
             out: Output::default(),
-            mesh: Outboxes::new(shards, config.limits.mesh_pending_max),
+            mesh: Outboxes::new(shards, &config.limits),
             wheel: Wheel::new(now.mono_ms),
             metrics: Values::default(),
             effects: Vec::new(),
@@ -338,9 +339,10 @@ impl Engine for Core {
         self.metrics.set(Metric::Connections, self.connections as u64);
     }
 
-    fn inbox(&mut self, from: ShardIndex, batch: MeshBatch, now: Now) {
-        self.metrics.add(Metric::MeshMessages, batch.len() as u64);
-        for message in batch {
+    fn inbox(&mut self, from: ShardIndex, mut batch: MeshBatch, now: Now) {
+        let messages = batch.take();
+        self.metrics.add(Metric::MeshMessages, messages.len() as u64);
+        for message in messages {
             match message {
                 MeshMessage::Home(message) => self.at_home(from, message, now),
                 MeshMessage::Member(message) => self.at_member(message, now),
@@ -412,6 +414,7 @@ impl Engine for Core {
         self.metrics.set(Metric::HistoryBytes, self.bus.history_bytes() as u64);
         self.metrics.set(Metric::LogBytes, self.channels.log_bytes() as u64);
         self.metrics.set(Metric::InfoBytes, self.infos.bytes() as u64);
+        self.metrics.set(Metric::MeshBytes, self.mesh.bytes() as u64);
         self.metrics.set(Metric::MeshPending, self.mesh.pending() as u64);
         &mut self.metrics
     }

@@ -16,7 +16,7 @@ use ringmain_proto::message::{ClientInfo, HistoryResult, Publication, Push, Repl
 use ringmain_proto::time::Now;
 
 use super::channel::VariantKey;
-use super::engine::Slot;
+use super::engine::{ShardIndex, Slot};
 use super::infos::len;
 use super::mesh::*;
 use super::metrics::Metric;
@@ -94,20 +94,22 @@ impl Core {
         now: Now,
     ) -> Result<(), ErrorCode> {
         let index = self.channels.get_or_create(name).map_err(super::home::no_channel)?;
-        let session = self.sessions.get_mut(slot);
-        let key = VariantKey { codec: session.codec, join_leave: new.join_leave };
+        let key = VariantKey { codec: self.sessions.get(slot).codec, join_leave: new.join_leave };
         let channel = self.channels.get_mut(index);
         let Some(variant) = channel.variant_for(key) else {
             self.drop_channel_if_unused(index, now);
             return Err(ErrorCode::LimitExceeded);
         };
-        if let Err(full) = self.infos.admit(len(new.chan_info.as_deref())) {
+        let home = channel.home;
+        if let Err(full) = self.admit_sub(home, &new) {
             self.drop_channel_if_unused(index, now);
             return Err(full);
         }
+        let channel = self.channels.get_mut(index);
         channel.subs += 1;
-        let (home, channel_name, serial) = (channel.home, Arc::clone(&channel.name), channel.serial);
+        let (channel_name, serial) = (Arc::clone(&channel.name), channel.serial);
         let flags = new.flags();
+        let session = self.sessions.get_mut(slot);
         session.pending += u32::from(new.id != 0);
         session.subs.push(Sub { channel: index, index: 0, state: SubState::Joining, variant, flags });
         let extra = session.sub_extra_mut(index);
@@ -128,6 +130,14 @@ impl Core {
         };
         self.send_home(home, ToHome::Subscribe(Box::new(request)), now);
         Ok(())
+    }
+
+    /// Whether there is room for a subscription: on its way to the home, and for what it shows.
+    fn admit_sub(&mut self, home: ShardIndex, new: &NewSub) -> Result<(), ErrorCode> {
+        if home != self.shard && !self.mesh.fits(home, 0) {
+            return Err(ErrorCode::TooManyRequests);
+        }
+        self.infos.admit(len(new.chan_info.as_deref()))
     }
 
     /// A message from a channel's home.
@@ -306,14 +316,23 @@ impl Core {
         let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0).then(|| session.identity(index));
         self.forget_sub(slot, index);
         let channel = self.channels.get(index);
-        let leave = LeaveAtHome {
+        let home = channel.home;
+        let mut leave = LeaveAtHome {
             channel: Arc::clone(&channel.name),
             member: ChannelRef { index, serial: channel.serial },
             identity,
             presence: sub.flags & SUB_PRESENCE != 0,
             announce: sub.flags & SUB_ANNOUNCED != 0,
         };
-        let home = channel.home;
+        if let Some(identity) = &mut leave.identity
+            && home != self.shard
+            && !self.mesh.fits(home, identity.bytes())
+        {
+            // The home must know who left; that the others are told is dropped.
+            *identity = identity.bare();
+            self.metrics.add(Metric::DropJoinLeave, u64::from(leave.announce));
+            leave.announce = false;
+        }
         self.send_home(home, ToHome::Leave(leave), now);
         self.uncount(index, now);
     }

@@ -222,11 +222,11 @@ impl World {
         self.answers.swap_remove(position.expect("every call is answered"))
     }
 
-    /// A small publication by the control plane that nobody waits for: the shards are not run.
-    pub(crate) fn publish_unanswered(&mut self, shard: usize, channel: &str, n: u64) {
+    /// A publication by the control plane that nobody waits for: the shards are not run.
+    pub(crate) fn publish_unanswered(&mut self, shard: usize, channel: &str, bytes: usize) {
         let call = Call::Publish {
             channel: channel.into(),
-            data: format!(r#"{{"n":{n}}}"#).into_bytes().into(),
+            data: format!(r#""{}""#, "x".repeat(bytes)).into_bytes().into(),
             tags: Vec::new(),
             skip_history: false,
             idempotency_key: None,

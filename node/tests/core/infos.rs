@@ -127,7 +127,11 @@ fn presence_is_full_at_its_maximum() {
         }
         world.run();
         assert_eq!(held(&mut world), 0, "after all are gone");
-        assert_eq!(world.cores[home].metrics().get(Metric::Channels), 1, "who was refused left no channel behind");
+        assert_eq!(
+            world.cores[home].metrics().get(Metric::Channels),
+            1,
+            "who was refused left no channel behind"
+        );
     }
 }
 

@@ -7,6 +7,7 @@ mod figures;
 mod gaps;
 mod harness;
 mod infos;
+mod mesh;
 mod probe;
 mod probe_connect;
 mod probe_misc;

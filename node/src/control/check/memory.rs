@@ -6,7 +6,9 @@
 
 use super::facts::Facts;
 use super::sizes;
+use crate::control::config::relations::MESH_MESSAGES_MIN;
 use crate::control::config::{Config, Resolved};
+use crate::core::BATCH_BYTES_MAX;
 use crate::io::TurnOptions;
 
 /// Tenths of the available memory that are the budget where none is configured: the rest is left for
@@ -74,7 +76,7 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
     let line = |what, count, each_bytes| Line { what, count, each_bytes };
     let connections = shards * u64::from(limits.connections_per_shard);
     let subscriptions = connections * u64::from(config.core.client.channel_limit);
-    let pending = shards * shards.saturating_sub(1) * u64::from(limits.mesh_pending_max);
+    let pairs = shards * shards.saturating_sub(1);
     vec![
         line("connections (limits.connections_per_shard)", connections, sizes::CONNECTION_BYTES),
         line("subscriptions (client.channel_limit of each)", subscriptions, sizes::SUBSCRIPTION_BYTES),
@@ -88,7 +90,12 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
         line("logs of channels (limits.log_pool_bytes)", shards, limits.log_pool_bytes),
         line("histories (limits.history_pool_bytes)", shards, limits.history_pool_bytes),
         line("partial frames (limits.partial_pool_bytes)", shards, limits.partial_pool_bytes),
-        line("messages between shards (limits.mesh_pending_max)", pending, sizes::MESH_MESSAGE_BYTES),
+        line("messages between shards (limits.mesh_pool_bytes)", meshed(shards), limits.mesh_pool_bytes),
+        line(
+            "batches on their way (limits.mesh_credits)",
+            pairs * u64::from(limits.mesh_credits),
+            batch_bytes(config),
+        ),
         line("rings, receive buffers, arenas", shards, ring_bytes()),
         line(
             "control inboxes (limits.control_inbox_max)",
@@ -96,6 +103,16 @@ fn shard_lines(config: &Config, shards: u16) -> Vec<Line> {
             sizes::CONTROL_BYTES,
         ),
     ]
+}
+
+/// Shards that have others to talk to.
+fn meshed(shards: u64) -> u64 {
+    if shards > 1 { shards } else { 0 }
+}
+
+/// Bytes of a batch of publications, which needs credit and no room in the pool.
+fn batch_bytes(config: &Config) -> u64 {
+    (BATCH_BYTES_MAX as u64).max(u64::from(config.core.client.message_bytes_max))
 }
 
 fn ring_bytes() -> u64 {
@@ -201,13 +218,13 @@ const FLEXIBLE: [&[Flexible]; 2] = [
             unit_bytes: |_, _| sizes::CHANNEL_BYTES,
         },
         Flexible {
-            path: "limits.mesh_pending_max",
-            floor: |_| 1_024,
-            get: |config| u64::from(config.core.limits.mesh_pending_max),
-            set: |config, count| {
-                config.core.limits.mesh_pending_max = u32::try_from(count).unwrap_or(u32::MAX);
+            path: "limits.mesh_pool_bytes",
+            floor: |config| {
+                POOL_BYTES_MIN.max(MESH_MESSAGES_MIN * u64::from(config.core.client.message_bytes_max))
             },
-            unit_bytes: |_, shards| (shards - 1) * sizes::MESH_MESSAGE_BYTES,
+            get: |config| config.core.limits.mesh_pool_bytes,
+            set: |config, bytes| config.core.limits.mesh_pool_bytes = bytes,
+            unit_bytes: |_, shards| u64::from(shards > 1),
         },
     ],
     &[Flexible {

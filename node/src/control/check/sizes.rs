@@ -13,9 +13,6 @@ pub(super) const SUBSCRIPTION_BYTES: u64 = 48;
 /// A channel with its name, its position and one publication's place. (Measured with 100,000: 490.)
 pub(super) const CHANNEL_BYTES: u64 = 512;
 
-/// A message that waits for another shard, without the data that it shares with histories and logs.
-pub(super) const MESH_MESSAGE_BYTES: u64 = 128;
-
 /// A command of the control plane in a shard's inbox, without its payload, which the admin port's pool
 /// holds.
 pub(super) const CONTROL_BYTES: u64 = 256;
@@ -38,7 +35,5 @@ pub(super) const PROCESS_BYTES: u64 = 64 * 1024 * 1024;
 
 const _: () = {
     use crate::core::api::ControlCommand;
-    use crate::core::mesh::MeshMessage;
     assert!(size_of::<ControlCommand>() as u64 <= CONTROL_BYTES);
-    assert!(size_of::<MeshMessage>() as u64 <= MESH_MESSAGE_BYTES);
 };

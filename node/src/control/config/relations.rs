@@ -109,6 +109,10 @@ fn check_listeners(resolved: &Resolved) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Largest messages that the pool between shards holds at the least: a shard that takes nothing gets half of
+/// it, and one of that size must still fit.
+pub const MESH_MESSAGES_MIN: u64 = 4;
+
 fn check_pools(resolved: &Resolved) -> Result<(), ConfigError> {
     let core = &resolved.config.core;
     let check = |pool: &str, pool_bytes: u64, item: &str, item_bytes: u32| {
@@ -131,6 +135,17 @@ fn check_pools(resolved: &Resolved) -> Result<(), ConfigError> {
         core.client.message_bytes_max,
     )?;
     check("log_pool_bytes", core.limits.log_pool_bytes, "channel.log_bytes_max", core.channel.log_bytes_max)?;
+    let message_bytes_max = u64::from(core.client.message_bytes_max);
+    require(
+        core.limits.mesh_pool_bytes >= MESH_MESSAGES_MIN * message_bytes_max,
+        || {
+            format!(
+                "limits.mesh_pool_bytes = {} does not hold {MESH_MESSAGES_MIN} of client.message_bytes_max = {}",
+                core.limits.mesh_pool_bytes, message_bytes_max
+            )
+        },
+        "raise the pool or lower the other",
+    )?;
     let admin = &resolved.config.node.admin;
     require(
         admin.request_pool_bytes >= u64::from(admin.request_bytes_max),
@@ -281,6 +296,10 @@ mod tests {
         check(
             &["limits.log_pool_bytes=65536", "namespaces.a.presence=true"],
             "limits.log_pool_bytes = 65536 does not hold one channel.log_bytes_max = 262144",
+        );
+        check(
+            &["limits.mesh_pool_bytes=262143"],
+            "limits.mesh_pool_bytes = 262143 does not hold 4 of client.message_bytes_max = 65536",
         );
         check(
             &["admin.request_pool_bytes=1024"],

@@ -9,6 +9,7 @@ use ringmain_bus::{BusError, Epoch, HistoryQuery, Outcome, Page, Since, Token};
 use ringmain_proto::close::ErrorCode;
 use ringmain_proto::time::Now;
 
+use super::relay::RELAY_MESSAGE_BYTES_MAX;
 use super::waiters::Waiter;
 use super::{PageRead, bus_channel, bus_error, no_channel};
 use crate::core::engine::ShardIndex;
@@ -50,7 +51,42 @@ impl Core {
                 }
             }
         };
+        self.give_answer(from, origin, result, now);
+    }
+
+    /// Answers a question. What does not fit on the way to another shard is refused: 111 for now, 106
+    /// where it never would.
+    pub(super) fn give_answer(
+        &mut self,
+        from: ShardIndex,
+        origin: Origin,
+        result: Result<QueryAnswer, ErrorCode>,
+        now: Now,
+    ) {
+        let fits = |answer: &QueryAnswer| match answer.bytes() {
+            _ if from == self.shard => Ok(()),
+            bytes if self.mesh.never_fits(bytes) => Err(ErrorCode::LimitExceeded),
+            bytes if !self.mesh.fits(from, bytes) => Err(ErrorCode::TooManyRequests),
+            _ => Ok(()),
+        };
+        let result = result.and_then(|answer| fits(&answer).map(|()| answer));
         self.send_member(from, ToMember::Answer { origin, result }, now);
+    }
+
+    /// Answers a replay. What does not fit on the way to another shard is as lost as what history no longer
+    /// has: memory is short, and the reader was behind.
+    pub(super) fn give_replay(
+        &mut self,
+        from: ShardIndex,
+        origin: Origin,
+        after: u64,
+        records: Vec<u8>,
+        whole: bool,
+        now: Now,
+    ) {
+        let whole = whole && (from == self.shard || self.mesh.fits(from, records.len()));
+        let records = if whole { records } else { Vec::new() };
+        self.send_member(from, ToMember::Replayed { origin, after, records, whole }, now);
     }
 
     /// Reads history of a channel homed here; `None`: the answer comes late, under the token.
@@ -111,7 +147,7 @@ impl Core {
         let since = Since { offset: after, epoch: Some(Epoch::new(epoch)) };
         let limit = REPLAY_PUBLICATIONS_MAX;
         let token = self.waiters.token();
-        let mut read = PageRead::default();
+        let mut read = PageRead::bounded(RELAY_MESSAGE_BYTES_MAX);
         let outcome = match self.channels.find(channel) {
             Some(index) if epoch != 0 => {
                 let Self { bus, channels, .. } = self;
@@ -128,8 +164,7 @@ impl Core {
             }
             Outcome::Done(result) => {
                 let whole = result.is_ok_and(|page| page.floor <= after);
-                let records = if whole { read.records } else { Vec::new() };
-                self.send_member(from, ToMember::Replayed { origin, after, records, whole }, now);
+                self.give_replay(from, origin, after, read.records, whole, now);
             }
         }
     }

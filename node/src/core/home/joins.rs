@@ -35,7 +35,7 @@ impl Core {
         let mut position = 0;
         while let Some((shard, member)) = self.peer_at(index, position) {
             position += 1;
-            if self.mesh.is_full(shard) {
+            if !self.mesh.fits(shard, identity.bytes()) {
                 self.metrics.add(Metric::DropJoinLeave, 1);
                 continue;
             }
@@ -45,7 +45,7 @@ impl Core {
         }
     }
 
-    fn peer_at(&self, index: u32, position: usize) -> Option<(ShardIndex, ChannelRef)> {
+    pub(super) fn peer_at(&self, index: u32, position: usize) -> Option<(ShardIndex, ChannelRef)> {
         let part = self.channels.get(index).home_part.as_ref()?;
         part.peers.get(position).map(|peer| (peer.shard, peer.member))
     }

@@ -86,10 +86,19 @@ struct PageRead {
     records: Vec<u8>,
     count: u32,
     last: u64,
+    bytes_max: Option<usize>,
 }
 
 impl PageRead {
+    /// One that takes no more when it has so many bytes.
+    fn bounded(bytes_max: usize) -> Self {
+        Self { bytes_max: Some(bytes_max), ..Self::default() }
+    }
+
     fn push(&mut self, publication: &Publication<'_>) {
+        if self.bytes_max.is_some_and(|max| self.records.len() >= max) {
+            return;
+        }
         publication.write_record(&mut self.records);
         self.count += 1;
         self.last = publication.offset;

@@ -65,7 +65,7 @@ impl Core {
                 if !accepted.repeated {
                     self.metrics.add(Metric::Publications, 1);
                     publication.offset = accepted.position.offset;
-                    self.deliver(index, accepted.position.epoch.get(), publication);
+                    self.deliver(index, accepted.position.epoch.get(), publication, now);
                 }
             }
             Outcome::Done(Err(error)) => self.published(from, publisher, Err(publish_error(error)), now),
@@ -96,9 +96,9 @@ impl Core {
     }
 
     /// A publication of a channel homed here: to this shard's subscribers and to the relay.
-    pub(crate) fn deliver(&mut self, index: u32, epoch: u64, publication: &Publication<'_>) {
+    pub(crate) fn deliver(&mut self, index: u32, epoch: u64, publication: &Publication<'_>, now: Now) {
         self.deliver_local(index, epoch, publication);
-        self.append_to_relay(index, publication);
+        self.append_to_relay(index, publication, now);
     }
 
     /// To this shard's subscribers alone: one frame per variant, at the end of its log.

@@ -12,6 +12,7 @@ use ringmain_bus::{BusError, ChannelId, Epoch, HistoryQuery, Outcome, Page, Posi
 use ringmain_proto::close::ErrorCode;
 use ringmain_proto::time::Now;
 
+use super::relay::drop_relay;
 use super::waiters::Waiter;
 use super::{PageRead, Peer, bus_channel, bus_error, no_channel};
 use crate::core::channel::Channel;
@@ -151,7 +152,9 @@ impl Core {
                 (if newest && !has_it { read.records } else { Vec::new() }, newest || kept_none && has_it)
             }
             Ok(page) => match judge(claim, &page) {
-                Judgement::Recoverable { .. } if !page.more => (read.records, true),
+                Judgement::Recoverable { .. } if !page.more && !self.never_fits(from, &read.records) => {
+                    (read.records, true)
+                }
                 _ => (Vec::new(), false),
             },
         };
@@ -168,6 +171,9 @@ impl Core {
         recovered: bool,
         now: Now,
     ) {
+        if from != self.shard && !self.mesh.fits(from, records.len()) {
+            return self.refuse_opened(index, from, request, ErrorCode::TooManyRequests, now);
+        }
         let identity = request.identity.clone();
         if let Some(identity) = identity.as_ref().filter(|_| request.presence)
             && let Err(full) = self.enter(index, identity)
@@ -185,6 +191,11 @@ impl Core {
         if let Some(identity) = identity.filter(|_| announce) {
             self.announce(index, true, &identity, now);
         }
+    }
+
+    /// Whether a recovery is too large to travel to another shard, at any time.
+    fn never_fits(&self, to: ShardIndex, records: &[u8]) -> bool {
+        to != self.shard && self.mesh.never_fits(records.len())
     }
 
     /// One subscription more through another shard.
@@ -217,7 +228,7 @@ impl Core {
                 self.infos.release(member_bytes(&member));
             }
             if part.peers.is_empty() {
-                part.relay = None;
+                drop_relay(part, &mut self.mesh);
             }
             if part.peers.is_empty() && part.presence.is_empty() {
                 channel.home_part = None;

@@ -15,7 +15,7 @@ use ringmain_proto::time::Now;
 use super::history::history_answer;
 use super::{PageRead, Publisher, bus_error, publish_error};
 use crate::core::engine::ShardIndex;
-use crate::core::mesh::{Origin, SubscribeAtHome, ToMember};
+use crate::core::mesh::{Origin, SubscribeAtHome};
 use crate::core::metrics::Metric;
 use crate::core::shard::Core;
 
@@ -78,7 +78,7 @@ impl Core {
                     && self.channels.try_get(channel).is_some()
                 {
                     self.metrics.add(Metric::Publications, 1);
-                    self.deliver(channel, epoch, &publication);
+                    self.deliver(channel, epoch, &publication, now);
                 }
             }
             OwnedEvent::Moved { channel, position } => self.position_lost(channel, position),
@@ -99,11 +99,11 @@ impl Core {
             }
             Some(Waiter::Query(from, origin)) => {
                 let result = history_answer(result, records);
-                self.send_member(from, ToMember::Answer { origin, result }, now);
+                self.give_answer(from, origin, result, now);
             }
             Some(Waiter::Replay(from, origin, after)) => {
                 let whole = result.is_ok_and(|page| page.floor <= after);
-                self.send_member(from, ToMember::Replayed { origin, after, records, whole }, now);
+                self.give_replay(from, origin, after, records, whole, now);
             }
             Some(Waiter::Call(call)) => self.call_history(call, history_answer(result, records)),
             _ => {}
