@@ -53,10 +53,10 @@ fn first_escaped(bytes: &[u8]) -> Option<usize> {
         }
         at += 16;
     }
-    if let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        if maybe_escaped(u64::from_le_bytes(*word)) == 0 {
-            at += 8;
-        }
+    if let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>())
+        && maybe_escaped(u64::from_le_bytes(*word)) == 0
+    {
+        at += 8;
     }
     bytes[at..].iter().position(|byte| !PLAIN[usize::from(*byte)]).map(|offset| at + offset)
 }
