@@ -422,8 +422,13 @@ impl Sessions {
         subs.iter_mut().find(|sub| sub.channel == channel).expect("a listed subscriber has its subscription")
     }
 
-    /// Lists a session under its user.
+    /// Lists a session under its user. Those without one are not listed: entries of one hash stand in one
+    /// row of the table, and to walk past a crowd of anonymous sessions for each that comes and goes would
+    /// cost the more the more there are.
     pub(crate) fn add_user(&mut self, slot: Slot) {
+        if self.get(slot).user.is_empty() {
+            return;
+        }
         let hash = hash_name(&self.get(slot).user);
         let pages = &self.pages;
         self.users.insert_unique(hash, slot, |slot| {
@@ -433,6 +438,9 @@ impl Sessions {
 
     /// Removes it from that list.
     pub(crate) fn remove_user(&mut self, slot: Slot) {
+        if self.get(slot).user.is_empty() {
+            return;
+        }
         let hash = hash_name(&self.get(slot).user);
         if let Ok(entry) = self.users.find_entry(hash, |listed| *listed == slot) {
             entry.remove();
@@ -444,15 +452,28 @@ impl Sessions {
         }
     }
 
-    /// The slots of a user's connected sessions.
+    /// The slots of a user's connected sessions. For no user (the empty name) every session is looked at.
     pub(crate) fn of_user(&self, user: &str) -> Vec<Slot> {
+        if user.is_empty() {
+            return self.anonymous().collect();
+        }
         let hash = hash_name(user);
         self.users.iter_hash(hash).copied().filter(|slot| *self.get(*slot).user == *user).collect()
     }
 
-    /// Hashes of the users that are listed, each once.
+    /// Connected sessions without a user.
+    fn anonymous(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.live().filter(|slot| {
+            let session = self.get(*slot);
+            matches!(session.stage, Stage::Connected | Stage::Connecting) && session.user.is_empty()
+        })
+    }
+
+    /// Hashes of the users that are listed, each once; those without a user are one.
     pub(crate) fn user_hashes(&self) -> Vec<u64> {
-        let mut hashes: Vec<u64> = self.users.iter().map(|slot| hash_name(&self.get(*slot).user)).collect();
+        let anonymous = self.anonymous().next().map(|_| hash_name(""));
+        let listed = self.users.iter().map(|slot| hash_name(&self.get(*slot).user));
+        let mut hashes: Vec<u64> = listed.chain(anonymous).collect();
         hashes.sort_unstable();
         hashes.dedup();
         hashes

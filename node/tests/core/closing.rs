@@ -1,9 +1,11 @@
 //! How the loop is told to end a socket.
 
+use ringmain::core::api::{Answer, Call, UserSelector};
 use ringmain::core::engine::Effect;
+use serde_json::json;
 
 use crate::harness::World;
-use crate::protocol::config;
+use crate::protocol::{config, token};
 
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
@@ -55,4 +57,26 @@ fn a_pong_that_is_on_its_way_is_waited_for() {
         };
         check(path, answered, Effect::Close);
     }
+}
+
+/// Sessions without a user stand in no list; calls find them all the same.
+#[test]
+fn those_without_a_user_are_one_user() {
+    let mut world = World::new(1, 1, &config());
+    let anonymous: Vec<usize> = (0..3).map(|_| world.connected(0, "{}").0).collect();
+    let connect = json!({"token": token(&json!({"sub": "7"}))}).to_string();
+    let (seven, _) = world.connected(0, &connect);
+    let users = |world: &mut World| match world.call(0, Call::Info).result {
+        Ok(Answer::Info { user_hashes, .. }) => user_hashes.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(users(&mut world), 2);
+    let selector = UserSelector::default();
+    let call = Call::Disconnect { selector, code: 4_321, reason: "go".into() };
+    assert!(world.call(0, call).result.is_ok());
+    for client in anonymous {
+        assert_eq!(world.close_code(client), 4_321);
+    }
+    assert!(world.clients[seven].gone.is_none());
+    assert_eq!(users(&mut world), 1);
 }
