@@ -10,7 +10,7 @@ mod reader;
 mod write;
 
 use crate::close::CloseReason;
-pub use reader::{Chunk, Event, Reader, Text};
+pub use reader::{Chunk, Event, FrameState, Reader, ReaderState, Text};
 
 pub use write::{
     FrameStart, begin_frame, begin_small_frame, finish_frame, frame_header, write_close, write_frame,

@@ -8,6 +8,10 @@ use super::header::{self, CLIENT_HEADER_BYTES_MAX, FrameHeader};
 use super::mask::unmask;
 use super::{Opcode, WsError};
 
+mod state;
+
+pub use state::{FrameState, ReaderState};
+
 /// Received bytes on their way through a [`Reader`]: what is not yet consumed.
 ///
 /// The bytes are changed in place (unmasked), so they are borrowed mutably for as long as events of
