@@ -524,7 +524,7 @@ enum PassEnd {
 }
 
 /// Whether somebody at `at` stands where the members stand, or will when the pass ends.
-fn group_is_at(log: &Log, at: u64) -> bool {
+pub(crate) fn group_is_at(log: &Log, at: u64) -> bool {
     log.pass.map_or(log.group, |pass| pass.to) == at
 }
 
@@ -555,7 +555,7 @@ fn remove_member(
 }
 
 /// Makes a subscriber a laggard, with this cursor.
-fn lag(log: &mut Log, sessions: &mut Sessions, out: &mut Output, slot: Slot, cursor: Lag) {
+pub(crate) fn lag(log: &mut Log, sessions: &mut Sessions, out: &mut Output, slot: Slot, cursor: Lag) {
     let sub = sessions.sub_mut(slot, cursor.channel);
     sub.state = SubState::Lagging;
     sub.index = log.laggards.len() as u32;

@@ -118,7 +118,8 @@ impl Core {
     /// Publications of a channel may be missing: whoever receives it from this shard now is told, in the
     /// turns that follow.
     pub(crate) fn gap(&mut self, index: u32) {
-        let Self { channels, gaps, served, .. } = self;
+        let Self { channels, gaps, served, snapshots, .. } = self;
+        snapshots.missed(index);
         let channel = channels.get_mut(index);
         let known = channel.untold.is_some();
         let mut untold = channel.untold.take().unwrap_or_default();

@@ -28,6 +28,9 @@ pub(crate) struct Pass {
     pub(crate) unserved: u32,
 }
 
+/// Where a log begins: so that there is a position below its tail from the start.
+const FIRST: u64 = 1;
+
 /// See the module's doc.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -137,6 +140,25 @@ impl Log {
         Some(if index == 0 { self.base } else { self.marks[index - 1].end })
     }
 
+    /// The boundary after the publication with `offset`, if what follows there has no hole up to `top`. Unlike
+    /// [`Log::boundary_after`] it trusts nothing but the marks: a log may have missed what was published
+    /// while nobody read it, or go on into another epoch.
+    pub(crate) fn resume_after(&self, offset: u64, top: u64) -> Option<u64> {
+        let (mut at, mut before, mut last) = (self.base, self.base_offset, offset);
+        for mark in &self.marks {
+            if mark.offset < before || mark.offset > offset && !(last..=last + 1).contains(&mark.offset) {
+                return None;
+            }
+            before = mark.offset;
+            if mark.offset <= offset {
+                at = mark.end;
+            } else {
+                last = mark.offset;
+            }
+        }
+        (offset >= self.base_offset && last == top).then_some(at)
+    }
+
     /// Drops the older half of the log, never what the group still needs. Cursors below the new base
     /// have fallen. Returns the bytes dropped.
     pub(crate) fn cut(&mut self) -> usize {
@@ -178,9 +200,9 @@ impl Log {
         self.marks.clear();
         self.joins.clear();
         self.joins_cut = 0;
-        self.base = 0;
+        self.base = FIRST;
         self.base_offset = offset;
-        self.group = 0;
+        self.group = FIRST;
         self.pass = None;
         self.laggards.clear();
         self.queued = false;
@@ -218,6 +240,22 @@ mod tests {
         assert_eq!(log.boundary_after(4), Some(4), "a join after offset 4 is behind the cursor");
         assert_eq!(log.boundary_after(7), Some(6));
         assert_eq!(log.boundary_after(3), Some(0));
+    }
+
+    #[test]
+    fn resumes_where_nothing_is_missing() {
+        let continuous = log(&[(4, b"aaa"), (4, b"J"), (5, b"bb"), (5, b"J"), (6, b"c")]);
+        let at: Vec<_> = (0..8).map(|offset| continuous.resume_after(offset, 6)).collect();
+        assert_eq!(at, [None, None, None, Some(0), Some(4), Some(7), Some(8), None]);
+        assert_eq!(continuous.resume_after(6, 7), None, "7 was missed");
+        let hole = log(&[(4, b"a"), (6, b"b"), (7, b"c")]);
+        assert_eq!(
+            [4, 5, 6, 7].map(|offset| hole.resume_after(offset, 7)),
+            [None, Some(1), Some(2), Some(3)]
+        );
+        let new_epoch = log(&[(4, b"a"), (1, b"b"), (2, b"c")]);
+        assert_eq!([1, 2, 4].map(|offset| new_epoch.resume_after(offset, 2)), [None; 3]);
+        assert_eq!(Log::default().resume_after(0, 0), Some(0));
     }
 
     #[test]

@@ -149,6 +149,30 @@ impl Output {
         self.hot[index] = self.hot[index] & (SENT | ARENA | QUEUED) | DEAD;
     }
 
+    /// Forgets a slot that leaves without a word, at once and for good: in no list of the next turn it is
+    /// found. Between turns only; its cursors are the caller's to drop first.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        debug_assert!(self.hot(slot) & SENT == 0, "nobody leaves within a turn");
+        if self.hot(slot) & ARENA != 0 {
+            self.in_arena.retain(|listed| *listed != slot);
+        }
+        if self.hot(slot) & QUEUED != 0 {
+            self.ready.retain(|listed| *listed != slot);
+        }
+        self.kill(slot);
+        self.hot[slot as usize] = DEAD;
+    }
+
+    /// What waits for a slot beside its cursors: its own queue, or its part of the arena.
+    pub(crate) fn pending(&self, slot: Slot) -> &[u8] {
+        let SlotOut { start, len, ref waiting, .. } = self.slots[slot as usize];
+        match waiting {
+            Some(waiting) if waiting.own_len() > 0 => &waiting.bytes[waiting.read..],
+            _ if self.hot(slot) & ARENA != 0 => &self.arena[start as usize..(start + len) as usize],
+            _ => &[],
+        }
+    }
+
     #[inline]
     pub(crate) fn hot(&self, slot: Slot) -> u8 {
         self.hot[slot as usize]

@@ -397,6 +397,12 @@ impl Sessions {
         &self.pages[slot as usize / PAGE][slot as usize % PAGE]
     }
 
+    /// Whether a slot holds no connection.
+    pub(crate) fn is_free(&self, slot: Slot) -> bool {
+        let page = self.pages.get(slot as usize / PAGE);
+        page.is_none_or(|page| page[slot as usize % PAGE].stage == Stage::Free)
+    }
+
     #[inline]
     pub(crate) fn get_mut(&mut self, slot: Slot) -> &mut Session {
         &mut self.pages[slot as usize / PAGE][slot as usize % PAGE]

@@ -26,6 +26,7 @@ use super::metrics::{Metric, Values};
 use super::outbox::Outboxes;
 use super::output::Output;
 use super::session::{AWAITS_PONG, FINISH_WHEN_FLUSHED, INPUT_ENDED, PublisherCopy, Sessions, Stage};
+use super::snapshot::Snapshots;
 use super::timer::Wheel;
 
 /// A file that the node serves on its traffic port.
@@ -91,6 +92,8 @@ pub struct Core {
     pub(crate) gaps: Gaps,
     /// What users show of themselves, in bytes.
     pub(crate) infos: Infos,
+    /// Connections that left as plain data and have not come back.
+    pub(crate) snapshots: Snapshots,
     /// Connections that are finished once they are flushed.
     pub(crate) flushing: Vec<Slot>,
     /// Closes per second of a drain, and when it closed last.
@@ -168,6 +171,7 @@ impl Core {
             lag_sends: Vec::new(),
             gaps: Gaps::default(),
             infos: Infos::new(config.limits.info_pool_bytes),
+            snapshots: Snapshots::default(),
             flushing: Vec::new(),
             drain: None,
             connections: 0,

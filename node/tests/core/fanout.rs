@@ -60,12 +60,13 @@ pub(crate) fn publish(world: &mut World, channel: &str, n: u64, size: usize) {
     assert!(matches!(answer.result, Ok(Answer::Published { offset, .. }) if offset == n), "{answer:?}");
 }
 
-/// Many subscribers, every send may be cut at any byte: every subscriber gets every publication whole,
+/// Many subscribers, every send may be cut at any byte, connections become bytes and come back: every subscriber gets every publication whole,
 /// once and in order, and the cores forget everything afterwards.
 #[test]
 fn cuts_at_every_byte() {
     for seed in 1..60 {
         let mut world = World::new(1 + (seed % 4) as u16, seed, &config());
+        world.snapshot_one_in = seed % 5;
         println!("seed {seed}");
         let shards = world.cores.len();
         let mut clients = Vec::new();
@@ -83,6 +84,7 @@ fn cuts_at_every_byte() {
         }
         world.cut_one_in = 0;
         world.run();
+        assert!(world.snapshots >= 50 || world.snapshot_one_in == 0, "{} snapshots", world.snapshots);
         for client in clients {
             let mut oracle = Oracle::default();
             oracle.look(&world.take_json(client));
@@ -116,6 +118,7 @@ fn stopped_readers_replay_or_are_told() {
                 ringmain::core::config::NamespaceConfig { log_bytes_max: 4096, ..open_namespace() };
             config.namespaces.insert("room".into(), namespace);
             let mut world = World::new(1 + (seed % 3) as u16, seed, &config);
+            world.snapshot_one_in = seed % 4;
             let last = world.cores.len() - 1;
             let (stopped, _) = world.connected(last, "{}");
             let (reader, _) = world.connected(0, "{}");
@@ -147,7 +150,8 @@ fn stopped_readers_replay_or_are_told() {
 
 #[test]
 fn latest_skips_and_close_closes() {
-    for (policy, seed) in [(SlowConsumer::Latest, 1), (SlowConsumer::Close, 2)] {
+    let policies = [SlowConsumer::Latest, SlowConsumer::Close];
+    for (policy, seed) in (0..16).map(|seed| (policies[seed % 2], seed as u64)) {
         let mut config = config();
         let namespace = ringmain::core::config::NamespaceConfig {
             log_bytes_max: 4096,
@@ -156,6 +160,7 @@ fn latest_skips_and_close_closes() {
         };
         config.namespaces.insert("room".into(), namespace);
         let mut world = World::new(2, seed, &config);
+        world.snapshot_one_in = seed / 2;
         let (stopped, _) = world.connected(1, "{}");
         world.ask(stopped, "subscribe", r#"{"channel":"room:s"}"#);
         world.open_window(stopped, Some(500));
@@ -183,6 +188,7 @@ fn churn_in_mid_frame() {
         println!("seed {seed}");
         let mut world = World::new(3, seed, &config());
         world.credits = 1;
+        world.snapshot_one_in = seed % 4;
         let mut tops: HashMap<String, u64> = HashMap::new();
         let mut live: Vec<(usize, Oracle)> = Vec::new();
         world.cut_one_in = 3;

@@ -199,6 +199,7 @@ fn gaps_under_churn() {
     for seed in 1..12 {
         println!("seed {seed}");
         let mut world = world(seed);
+        world.snapshot_one_in = seed % 3;
         let mut top = 0;
         let mut live: Vec<(usize, Oracle)> = Vec::new();
         for step in 0..60 {
@@ -272,6 +273,7 @@ fn stalled_readers_read_again_before_they_are_told() {
         (short.history_size, short.log_bytes_max) = (10, 16 * 1024);
         let mut world = World::new(2, seed, &config);
         world.sends_max = 512;
+        world.snapshot_one_in = seed % 2;
         let clients = subscribers(&mut world, 4 * GAP_TOLD_PER_TURN_MAX);
         for client in &clients {
             let window = world.dice.below(2_000) as usize;

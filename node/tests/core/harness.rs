@@ -7,7 +7,7 @@ use ringmain::core::api::{Call, ControlAnswer, ControlCommand};
 use ringmain::core::config::CoreConfig;
 use ringmain::core::engine::{Effect, Engine, TurnBudget};
 use ringmain::core::mesh::MeshBatch;
-use ringmain::core::{Core, CoreOptions};
+use ringmain::core::{Core, CoreOptions, NotNow};
 use ringmain_proto::time::Now;
 use serde_json::Value;
 
@@ -51,6 +51,11 @@ pub(crate) struct World {
     pub(crate) dice: Dice,
     /// One send in so many is cut at a random byte; 0: none.
     pub(crate) cut_one_in: u64,
+    /// In one turn out of so many a connection becomes bytes, and a connection again once the turn's
+    /// messages have come; 0: never.
+    pub(crate) snapshot_one_in: u64,
+    /// How often that has been done.
+    pub(crate) snapshots: u64,
     /// Batches that one shard may have in another's inbox.
     pub(crate) credits: usize,
     /// Sends of one turn at the most.
@@ -89,6 +94,8 @@ impl World {
             answers: Vec::new(),
             dice: Dice::new(seed),
             cut_one_in: 0,
+            snapshot_one_in: 0,
+            snapshots: 0,
             credits: 2,
             sends_max: 8,
             paused: None,
@@ -274,9 +281,13 @@ impl World {
     /// One turn of a shard. Returns whether anything happened.
     pub(crate) fn turn(&mut self, shard: usize) -> bool {
         let mut moved = self.wake_writable(shard);
+        let absent = self.export_one(shard);
         while let Some((from, batch)) = self.inboxes[shard].pop_front() {
             self.cores[shard].inbox(from, batch, self.now);
             moved = true;
+        }
+        if let Some((slot, bytes)) = absent {
+            self.cores[shard].import_connection(slot, &bytes, self.now).expect("it comes back");
         }
         if self.cores[shard].next_deadline_ms().is_some_and(|at| at <= self.now.mono_ms) {
             self.cores[shard].tick(self.now);
@@ -299,6 +310,27 @@ impl World {
         }
         self.cores[shard].take_answers(&mut self.answers);
         moved
+    }
+
+    /// Turns a random connection of a shard into bytes, if it is time for that fault.
+    fn export_one(&mut self, shard: usize) -> Option<(u32, Vec<u8>)> {
+        if self.snapshot_one_in == 0 || self.dice.below(self.snapshot_one_in) > 0 {
+            return None;
+        }
+        let here = |client: &&Client| client.shard == shard && client.gone.is_none();
+        let slots: Vec<u32> = self.clients.iter().filter(here).map(|client| client.slot).collect();
+        let slot = *slots.get(self.dice.below(slots.len().max(1) as u64) as usize)?;
+        let bytes = self.cores[shard].export_connection(slot, self.now).ok()?;
+        self.snapshots += 1;
+        Some((slot, bytes))
+    }
+
+    /// Turns a client's connection into bytes and back.
+    pub(crate) fn renew(&mut self, client: usize) -> Result<(), NotNow> {
+        let Client { shard, slot, .. } = self.clients[client];
+        let bytes = self.cores[shard].export_connection(slot, self.now)?;
+        self.cores[shard].import_connection(slot, &bytes, self.now).expect("it comes back");
+        Ok(())
     }
 
     fn wake_writable(&mut self, shard: usize) -> bool {
@@ -349,22 +381,24 @@ impl World {
     fn perform_effects(&mut self, shard: usize) -> bool {
         let mut effects = Vec::new();
         self.cores[shard].take_effects(&mut effects);
-        let moved = !effects.is_empty();
+        let mut moved = false;
         for effect in effects {
             match effect {
                 Effect::AwaitWritable(slot) => {
                     if let Some(client) = self.client_at(shard, slot) {
-                        client.awaits_writable = true;
+                        // Who comes back from bytes asks again for what is armed already.
+                        moved |= !std::mem::replace(&mut client.awaits_writable, true);
                     }
                 }
                 Effect::Finish(slot) | Effect::Close(slot) | Effect::Abort(slot) => {
                     if let Some(client) = self.client_at(shard, slot) {
                         client.gone = Some(effect);
                     }
+                    moved = true;
                     self.cores[shard].released(slot);
                     self.free[shard].push(slot);
                 }
-                Effect::StopAccepting | Effect::Drained => {}
+                Effect::StopAccepting | Effect::Drained => moved = true,
             }
         }
         moved

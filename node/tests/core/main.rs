@@ -13,3 +13,4 @@ mod probe_connect;
 mod probe_misc;
 mod probe_subscribe;
 mod protocol;
+mod snapshot;

@@ -569,6 +569,7 @@ fn every_command_is_answered_once_and_as_if_in_order() {
         println!("seed {seed}");
         let shards = 1 + (seed % 4) as u16;
         let mut world = World::new(shards, seed, &probe_config());
+        world.snapshot_one_in = seed % 3;
         let clients: Vec<usize> = (0..3).map(|n| world.connected(n % usize::from(shards), "{}").0).collect();
         let mut subscribed = [[false; 3]; 3];
         let mut expected: Vec<Vec<(u64, Option<u64>)>> = vec![Vec::new(); 3];

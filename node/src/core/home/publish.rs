@@ -106,7 +106,9 @@ impl Core {
         let channel = self.channels.get_mut(index);
         let before = channel.top;
         let mut is_new_epoch = false;
-        if publication.offset > 0 {
+        if publication.offset == 0 {
+            self.snapshots.missed(index);
+        } else {
             is_new_epoch = publication.offset == 1 || channel.epoch != 0 && channel.epoch != epoch;
             channel.epoch = epoch;
             channel.top = publication.offset;

@@ -39,7 +39,7 @@ impl Core {
         let relay = part.relay.get_or_insert_with(|| {
             let mut log = Box::<Log>::default();
             log.reset(top);
-            part.peers.iter_mut().for_each(|peer| peer.at = 0);
+            part.peers.iter_mut().for_each(|peer| peer.at = log.base());
             log
         });
         let grown = relay.append(top, |out| {
