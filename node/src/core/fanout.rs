@@ -2,7 +2,8 @@
 //!
 //! Owns the way of a publication from a channel's log to its subscribers' sends, the membership of
 //! variants, and what becomes of a cursor when the kernel takes only a part. Service is in chunks:
-//! a turn's budget is shared between replies (first), fan-out, and connections that are behind.
+//! a turn's budget is shared between replies (first, so that they leave first), fan-out (channels in turn,
+//! so that a small one waits for a chunk of a large one at the most), and connections that are behind.
 //!
 //! Invariants:
 //! * a subscription in a variant is either a *member* (at the log's group cursor) or a *laggard*
@@ -25,7 +26,9 @@ use super::output::{
 use super::session::{Sessions, SubState};
 use super::shard::Core;
 
-/// The part of a turn's sends that fan-out may take while other connections wait too.
+/// The part of a turn that replies take before fan-out and those behind, where these wait too.
+const REPLIES_SHARE: (usize, usize) = (1, 2);
+/// The part of a turn after which fan-out leaves the rest to those behind, where there are any.
 const FANOUT_SHARE: (usize, usize) = (3, 4);
 
 impl Core {
@@ -45,13 +48,23 @@ impl Core {
 
     /// Builds the turn's sends; see [`super::engine::Engine::prepare`].
     pub(crate) fn prepare_turn(&mut self, now: Now, budget: TurnBudget) -> bool {
-        let waiting = self.out.in_arena.len() + self.out.ready.len();
-        let share = budget.sends_max * FANOUT_SHARE.0 / FANOUT_SHARE.1;
-        let fanout_max = if waiting == 0 { budget.sends_max } else { share };
+        let part = |whole: usize, share: (usize, usize)| whole * share.0 / share.1;
+        let behind = !self.out.ready.is_empty();
+        let alone = !behind && self.dirty.is_empty() && self.dirty_high.is_empty();
+        let mut replies = budget;
+        let mut fanout = budget;
+        if !alone {
+            replies.sends_max = part(budget.sends_max, REPLIES_SHARE);
+        }
+        if behind {
+            fanout.sends_max = part(budget.sends_max, FANOUT_SHARE);
+            fanout.bytes_max = part(budget.bytes_max, FANOUT_SHARE);
+        }
         let mut bytes = 0;
-        self.serve_dirty(true, fanout_max, budget.bytes_max, &mut bytes);
-        self.serve_dirty(false, fanout_max, budget.bytes_max, &mut bytes);
-        self.serve_arena(budget.sends_max, &mut bytes);
+        self.serve_arena(replies, &mut bytes);
+        self.serve_dirty(true, fanout, &mut bytes);
+        self.serve_dirty(false, fanout, &mut bytes);
+        self.serve_arena(budget, &mut bytes);
         self.serve_ready(now, budget, &mut bytes);
         !(self.out.ready.is_empty() && self.dirty.is_empty() && self.dirty_high.is_empty())
     }
@@ -65,27 +78,32 @@ impl Core {
         !nothing
     }
 
-    /// Serves each queued channel once, until the budget is spent.
-    fn serve_dirty(&mut self, high: bool, sends_max: usize, bytes_max: usize, bytes: &mut usize) {
+    /// Serves each queued channel once, until the budget is spent. One that is not done goes behind the
+    /// others.
+    fn serve_dirty(&mut self, high: bool, budget: TurnBudget, bytes: &mut usize) {
         let rounds = if high { self.dirty_high.len() } else { self.dirty.len() };
         for _ in 0..rounds {
-            if self.out.sends.len() >= sends_max || *bytes >= bytes_max {
+            if self.is_spent(budget, *bytes) {
                 return;
             }
             let queue = if high { &mut self.dirty_high } else { &mut self.dirty };
             let Some(id) = queue.pop_front() else { return };
-            let more = self.serve_pass(id, sends_max, bytes_max, bytes);
+            let end = self.serve_pass(id, budget, bytes);
             let queue = if high { &mut self.dirty_high } else { &mut self.dirty };
-            match more {
-                PassEnd::Unfinished => queue.push_front(id),
+            match end {
                 PassEnd::More => queue.push_back(id),
                 PassEnd::Done => self.served.push(id),
             }
         }
     }
 
+    /// Whether a turn that has offered so many bytes may offer no more.
+    fn is_spent(&self, budget: TurnBudget, bytes: usize) -> bool {
+        self.out.sends.len() >= budget.sends_max || bytes >= budget.bytes_max
+    }
+
     /// Goes on with a variant's pass, or begins one.
-    fn serve_pass(&mut self, id: u32, sends_max: usize, bytes_max: usize, bytes: &mut usize) -> PassEnd {
+    fn serve_pass(&mut self, id: u32, budget: TurnBudget, bytes: &mut usize) -> PassEnd {
         let (index, variant_index) = split_log_id(id);
         let Core { channels, sessions, out, metrics, .. } = self;
         if channels.try_get(index).is_none() {
@@ -105,10 +123,10 @@ impl Core {
         let source = Source::Log(id, from);
         let begun = pass.unserved;
         while pass.unserved > 0 && len > 0 {
-            if out.sends.len() >= sends_max || *bytes >= bytes_max {
+            if out.sends.len() >= budget.sends_max || *bytes >= budget.bytes_max {
                 log.pass = Some(pass);
                 metrics.add(Metric::Deliveries, u64::from(begun - pass.unserved));
-                return PassEnd::Unfinished;
+                return PassEnd::More;
             }
             let position = pass.unserved as usize - 1;
             let slot = variant.members[position];
@@ -117,7 +135,8 @@ impl Core {
             if hot == 0 {
                 out.push_send(slot, len as u32, source);
                 *bytes += len;
-            } else if hot == ARENA && len <= MERGE_BYTES_MAX {
+            } else if hot & !SENT == ARENA && len <= MERGE_BYTES_MAX {
+                *bytes += if hot & SENT != 0 { len } else { 0 };
                 out.merge(Merge { slot, log: id, from, to }, log.slice(from, to));
             } else {
                 let offset = log.offset_at(from);
@@ -139,9 +158,9 @@ impl Core {
     }
 
     /// Sends what lies in the arena: replies and pings of this turn, with what was merged behind.
-    fn serve_arena(&mut self, sends_max: usize, bytes: &mut usize) {
+    fn serve_arena(&mut self, budget: TurnBudget, bytes: &mut usize) {
         for position in 0..self.out.in_arena.len() {
-            if self.out.sends.len() >= sends_max {
+            if self.is_spent(budget, *bytes) {
                 return;
             }
             let slot = self.out.in_arena[position];
@@ -159,7 +178,7 @@ impl Core {
     /// Serves connections that are behind: own queue first, then their logs in order.
     fn serve_ready(&mut self, now: Now, budget: TurnBudget, bytes: &mut usize) {
         for _ in 0..self.out.ready.len() {
-            if self.out.sends.len() >= budget.sends_max || *bytes >= budget.bytes_max {
+            if self.is_spent(budget, *bytes) {
                 return;
             }
             let Some(slot) = self.out.ready.pop_front() else { return };
@@ -515,9 +534,7 @@ pub(crate) struct LagSend {
 
 /// How far a pass came.
 enum PassEnd {
-    /// The budget is spent.
-    Unfinished,
-    /// There is newer news for another pass.
+    /// The budget is spent, or there is newer news for another pass.
     More,
     /// The group is at the head.
     Done,

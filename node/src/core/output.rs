@@ -355,11 +355,16 @@ impl Output {
         self.push_send(slot, len, Source::Arena(start));
     }
 
-    /// Copies a slice of a log behind the slot's arena bytes.
+    /// Copies a slice of a log behind the slot's arena bytes, which may be among the sends already.
     pub(crate) fn merge(&mut self, merge: Merge, bytes: &[u8]) {
         self.move_to_end(merge.slot);
         self.arena.extend_from_slice(bytes);
-        self.slots[merge.slot as usize].len += bytes.len() as u32;
+        let out = &mut self.slots[merge.slot as usize];
+        out.len += bytes.len() as u32;
+        if self.hot[merge.slot as usize] & SENT != 0 {
+            let SlotOut { start, len, send, .. } = *out;
+            self.sends[send as usize] = Send { slot: merge.slot, len, source: Source::Arena(start) };
+        }
         self.merges.push(merge);
     }
 
