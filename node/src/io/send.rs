@@ -50,16 +50,17 @@ pub(super) fn flags(mutation: Option<Mutation>) -> i32 {
 }
 
 /// Submits the sends that `engine` has prepared, reports those that failed, and settles the turn.
-/// `run` lets the kernel run deferred work in the same enter; its completions wait in the ring's queue.
+/// The kernel runs deferred work in the same enter, and its completions wait in the ring's queue; not where
+/// `ready_max` wait there already: the queue would only grow.
 pub(super) fn send_all<E: Engine>(
     wire: &mut Wire,
     engine: &mut E,
     failures: &mut Failures,
-    run: bool,
+    ready_max: usize,
     now: Now,
 ) -> Sent {
     let before = wire.ring.ready();
-    let mut sent = submit(wire, engine, run);
+    let mut sent = submit(wire, engine, ready_max);
     let is_send = |user_data| Tag::unpack(user_data).op == Op::Send;
     wire.ring.take_matching(
         before,
@@ -82,7 +83,7 @@ pub(super) fn send_all<E: Engine>(
     sent
 }
 
-fn submit<E: Engine>(wire: &mut Wire, engine: &E, run: bool) -> Sent {
+fn submit<E: Engine>(wire: &mut Wire, engine: &E, ready_max: usize) -> Sent {
     let mut sent = Sent::default();
     let flags = flags(wire.mutation);
     for send in engine.sends() {
@@ -100,8 +101,8 @@ fn submit<E: Engine>(wire: &mut Wire, engine: &E, run: bool) -> Sent {
         sent.sends += 1;
         sent.bytes += bytes.len() as u64;
     }
-    if run {
-        wire.ring.submit_and_run();
+    if wire.ring.ready() < ready_max {
+        wire.ring.submit_and_run(ready_max);
     } else {
         wire.ring.submit();
     }

@@ -99,7 +99,7 @@ impl Sleeper {
     async fn sleep(&mut self, wire: &mut Wire, now_ns: u64, until_ns: u64) {
         self.arm_timer(&mut wire.ring, now_ns, until_ns);
         wire.ring.signal_events(true);
-        wire.ring.submit_and_run();
+        wire.ring.submit_and_run(1);
         if wire.ring.ready() == 0 && !wire.ring.has_pending() {
             wire.figures.add(WireMetric::Sleeps, 1);
             // It cannot fail on an eventfd; if it did, the loop would look around and come back.

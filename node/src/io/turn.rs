@@ -135,7 +135,7 @@ impl<E: Engine> ShardLoop<E> {
         let now = self.clock.at(started_ns);
         let ring = &mut self.wire.ring;
         if ring.ready() == 0 && (ring.has_unsubmitted() || ring.has_pending()) {
-            ring.submit_and_run();
+            ring.submit_and_run(self.options.completions_max);
         }
         self.completions(started_ns, now);
         self.commands(now);
@@ -193,10 +193,9 @@ impl<E: Engine> ShardLoop<E> {
         if self.engine.sends().is_empty() {
             self.engine.settle(now);
         } else {
-            // Not while more waits than a turn handles: the queue of completions would only grow.
-            let run = self.wire.ring.ready() < self.options.completions_max;
+            let ready_max = self.options.completions_max;
             let failures = &mut self.scratch.failures;
-            self.counts.sent += send_all(&mut self.wire, &mut self.engine, failures, run, now);
+            self.counts.sent += send_all(&mut self.wire, &mut self.engine, failures, ready_max, now);
         }
         more
     }
