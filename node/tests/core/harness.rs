@@ -37,6 +37,8 @@ pub(crate) struct Client {
     /// Bytes that its socket still takes; `None`: any number.
     pub(crate) window: Option<usize>,
     awaits_writable: bool,
+    /// It awaited that when it became bytes: whoever puts it back must ask anew.
+    rearms: bool,
     /// The node finished or aborted the socket.
     pub(crate) gone: Option<Effect>,
     next_id: u32,
@@ -124,6 +126,7 @@ impl World {
             frames: VecDeque::new(),
             window: None,
             awaits_writable: false,
+            rearms: false,
             gone: None,
             next_id: 1,
         });
@@ -317,20 +320,29 @@ impl World {
         if self.snapshot_one_in == 0 || self.dice.below(self.snapshot_one_in) > 0 {
             return None;
         }
-        let here = |client: &&Client| client.shard == shard && client.gone.is_none();
-        let slots: Vec<u32> = self.clients.iter().filter(here).map(|client| client.slot).collect();
-        let slot = *slots.get(self.dice.below(slots.len().max(1) as u64) as usize)?;
-        let bytes = self.cores[shard].export_connection(slot, self.now).ok()?;
+        let here = |client: &Client| client.shard == shard && client.gone.is_none();
+        let here: Vec<usize> = (0..self.clients.len()).filter(|n| here(&self.clients[*n])).collect();
+        let client = *here.get(self.dice.below(here.len().max(1) as u64) as usize)?;
+        let bytes = self.export(client).ok()?;
         self.snapshots += 1;
-        Some((slot, bytes))
+        Some((self.clients[client].slot, bytes))
     }
 
     /// Turns a client's connection into bytes and back.
     pub(crate) fn renew(&mut self, client: usize) -> Result<(), NotNow> {
         let Client { shard, slot, .. } = self.clients[client];
-        let bytes = self.cores[shard].export_connection(slot, self.now)?;
+        let bytes = self.export(client)?;
         self.cores[shard].import_connection(slot, &bytes, self.now).expect("it comes back");
         Ok(())
+    }
+
+    /// Turns a client's connection into bytes: what was armed on its socket is no more.
+    fn export(&mut self, client: usize) -> Result<Vec<u8>, NotNow> {
+        let Client { shard, slot, .. } = self.clients[client];
+        let bytes = self.cores[shard].export_connection(slot, self.now)?;
+        let client = &mut self.clients[client];
+        client.rearms |= std::mem::take(&mut client.awaits_writable);
+        Ok(bytes)
     }
 
     fn wake_writable(&mut self, shard: usize) -> bool {
@@ -359,7 +371,7 @@ impl World {
                 self.clients.iter_mut().rfind(|client| client.shard == shard && client.slot == send.slot);
             let client = client.expect("sends go to clients");
             assert!(client.gone.is_none(), "a send to a socket that was given up");
-            assert!(!client.awaits_writable, "a send to a socket that is known to be full");
+            assert!(!client.awaits_writable && !client.rearms, "a send to a socket that is known to be full");
             let mut taken = bytes.len().min(client.window.unwrap_or(usize::MAX));
             if self.cut_one_in > 0 && self.dice.below(self.cut_one_in) == 0 {
                 taken = taken.min(self.dice.below(bytes.len() as u64 + 1) as usize);
@@ -386,8 +398,9 @@ impl World {
             match effect {
                 Effect::AwaitWritable(slot) => {
                     if let Some(client) = self.client_at(shard, slot) {
-                        // Who comes back from bytes asks again for what is armed already.
-                        moved |= !std::mem::replace(&mut client.awaits_writable, true);
+                        // To ask for what was armed before is no news, unless it is due.
+                        moved |= !std::mem::take(&mut client.rearms) || client.window != Some(0);
+                        client.awaits_writable = true;
                     }
                 }
                 Effect::Finish(slot) | Effect::Close(slot) | Effect::Abort(slot) => {
