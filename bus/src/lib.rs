@@ -5,6 +5,7 @@
 //! | [`contract`] | the [`Bus`] trait and its numbered clauses |
 //! | [`epoch`], [`nonce`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
+//! | [`lineage`] | epochs that follow one another, as pure functions, and their exhaustive search |
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
 //! | [`suite`] | the one contract suite |
@@ -13,6 +14,7 @@
 
 pub mod contract;
 pub mod epoch;
+pub mod lineage;
 pub mod memory;
 pub mod nonce;
 pub mod position;

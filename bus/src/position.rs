@@ -1,10 +1,11 @@
 //! Judging a client's position: can it continue, or must it be told that it cannot?
 //!
-//! Owns: the rule of one epoch, as a pure function. Must not know: where the numbers come from.
-//! Invariant: `Recoverable` only when every publication after the position is kept. Backends whose
-//! epochs have a lineage will widen the comparison of epochs, nothing else.
+//! Owns: the answer, and the rule where epochs have no lineage. Must not know: where the numbers come from.
+//! Invariant: `Recoverable` only when every publication after the position is kept. Where epochs have a
+//! lineage, [`judge_position`] is asked with it.
 
-use crate::epoch::Epoch;
+use crate::epoch::Position;
+use crate::lineage::{Lineage, judge_position};
 use crate::types::{Page, Since};
 
 /// What a position is worth.
@@ -24,9 +25,9 @@ pub enum Judgement {
 pub enum Reason {
     /// The channel keeps no positions.
     Ephemeral,
-    /// It names another epoch than the channel's.
+    /// It names another epoch than the channel's, and none that it came from.
     OtherEpoch,
-    /// It is above the top: of a life that is gone, or made up.
+    /// It is above the top, or above where its epoch was left: of a life that is gone, or made up.
     AheadOfTop,
     /// The history does not reach back to it.
     Trimmed,
@@ -48,30 +49,17 @@ impl Reason {
 ///
 /// `page.floor` is the predecessor of the oldest kept publication, so offsets need not be dense.
 pub fn judge(claim: Since, page: &Page) -> Judgement {
-    use Judgement::{NotRecoverable, Recoverable};
     if page.top.epoch.is_none() {
-        return NotRecoverable(Reason::Ephemeral);
+        return Judgement::NotRecoverable(Reason::Ephemeral);
     }
-    if !epoch_is_current(claim.epoch, page.top.epoch) {
-        return NotRecoverable(Reason::OtherEpoch);
-    }
-    if claim.offset > page.top.offset {
-        return NotRecoverable(Reason::AheadOfTop);
-    }
-    if claim.offset < page.floor {
-        return NotRecoverable(Reason::Trimmed);
-    }
-    Recoverable { up_to_date: claim.offset == page.top.offset }
-}
-
-fn epoch_is_current(claimed: Option<Epoch>, current: Epoch) -> bool {
-    claimed.is_none_or(|epoch| epoch == current)
+    let claim = Position::new(claim.epoch.unwrap_or(page.top.epoch), claim.offset);
+    judge_position(claim, page.top, &Lineage::EMPTY, page.floor)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::epoch::Position;
+    use crate::epoch::Epoch;
 
     const CURRENT: Epoch = Epoch::new(7);
 
