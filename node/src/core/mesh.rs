@@ -1,7 +1,7 @@
 //! What shards tell each other.
 //!
 //! Owns the messages. Messages to a channel's home are [`ToHome`], messages from the home are
-//! [`ToMember`]; both keep their order. What waits to be told is in [`super::outbox`].
+//! [`ToMember`]; both keep their order. What waits to be told is in `outbox`.
 
 use std::sync::Arc;
 

@@ -130,7 +130,7 @@ fn a_ping_in_the_middle_of_a_fan_out_is_answered_first_in_the_next_turn() {
     shard.publish("room:large", 128);
     let mut delivered = vec![0_u32; SUBSCRIBERS as usize];
     let mut turns = 0;
-    while delivered.iter().any(|&count| count == 0) {
+    while delivered.contains(&0) {
         // Before every turn of the pass somebody pings; every other time it is a subscriber too.
         let pinging = match turns % 2 {
             0 => bystanders[turns / 2 % bystanders.len()],

@@ -122,7 +122,7 @@ impl Core {
 
     /// Puts a connection that left this shard into a free slot. What was published meanwhile follows, or
     /// the client is told that it is lost (unsubscribe 2500; close 3010 where the server subscribed it).
-    /// Where the socket was full [`Effect::AwaitWritable`] is asked for anew. On an error nothing has
+    /// Where the socket was full [`Effect::AwaitWritable`](crate::core::engine::Effect) is asked for anew. On an error nothing has
     /// changed, and the bytes that were exported are still good.
     pub fn import_connection(&mut self, slot: Slot, bytes: &[u8], now: Now) -> Result<(), ImportError> {
         if !self.sessions.is_free(slot) {
