@@ -32,10 +32,15 @@ impl Node {
 
     /// The same with variables.
     pub(crate) fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Self {
+        // Small tables: many nodes start at the same time here.
+        let small = ["--limits.connections_per_shard=200", "--limits.channels_per_shard=10000"];
+        Self::start_large(&[&small, args].concat(), variables)
+    }
+
+    /// The same with tables as large as they are by default.
+    pub(crate) fn start_large(args: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ringmain"))
             .args(["serve", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"])
-            // Small tables: many nodes start at the same time here.
-            .args(["--limits.connections_per_shard=200", "--limits.channels_per_shard=10000"])
             .args(args)
             .env_clear()
             .envs(variables.iter().copied())
@@ -61,6 +66,32 @@ impl Node {
             text[..end].parse().expect(prefix)
         };
         Self { clients: address("ws://"), admin: address("admin    http://"), banner, child }
+    }
+
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The sum over all shards of a metric, with a label where one is given. It may be 100 ms old.
+    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
+        let (_, text) = self.get("/metrics");
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix("ringmain_")
+                .and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.starts_with('{') && rest.contains(label))
+        });
+        let values: Vec<f64> = lines
+            .map(|line| line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect(line))
+            .collect();
+        assert!(!values.is_empty(), "no metric {name} {label}");
+        values.iter().sum::<f64>() as u64
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) fn await_metric(&self, name: &str, expected: u64) {
+        let until = Instant::now() + PATIENCE;
+        until_some(until, || (self.metric(name, "") == expected).then_some(()));
     }
 
     /// Sends a signal by its number.
