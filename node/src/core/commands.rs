@@ -224,12 +224,12 @@ impl Core {
         let session = self.sessions.get_mut(slot);
         session.pending += 1;
         // Copied, for the publish may touch the session.
-        let mut publisher = std::mem::take(&mut self.publisher);
+        let mut publisher = self.publisher.take().unwrap_or_default();
         publisher.copy_from(session, index);
         let info = Some(publisher.as_client_info());
         let mut publication = Publication { data, info, ..Publication::default() };
         self.publish_into(home, Publisher::Client(origin), index, None, &mut publication, now);
-        self.publisher = publisher;
+        self.publisher = Some(publisher);
     }
 
     /// No namespace holds maps: what is well-formed is not permitted.

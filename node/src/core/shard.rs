@@ -105,7 +105,7 @@ pub struct Core {
     pub(crate) pools_checked_ms: u64,
     pub(crate) waiters: super::home::Waiters,
     pub(crate) scratch: Vec<u8>,
-    pub(crate) publisher: PublisherCopy,
+    pub(crate) publisher: Option<Box<PublisherCopy>>,
 }
 
 /// A drain under way.
@@ -180,7 +180,7 @@ impl Core {
             pools_checked_ms: now.mono_ms,
             waiters: super::home::Waiters::default(),
             scratch: Vec::new(),
-            publisher: PublisherCopy::default(),
+            publisher: None,
             config,
         })
     }
