@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CONNECTIONS: u32 = 64;
 const WINDOW: usize = 8;
-const BUDGET: TurnBudget = TurnBudget { sends_max: 512, bytes_max: 4 << 20 };
+const BUDGET: TurnBudget = TurnBudget { sends_max: 512, background_max: 128, bytes_max: 4 << 20 };
 const START: Now = Now { mono_ms: 1_000, unix_ms: 1_790_000_000_000 };
 
 fn main() {

@@ -54,6 +54,8 @@ pub enum Source {
 pub struct TurnBudget {
     /// Sends offered in this turn.
     pub sends_max: usize,
+    /// Of these, fan-out and what goes to connections that are behind: what a reply waits for.
+    pub background_max: usize,
     /// Bytes offered in this turn.
     pub bytes_max: usize,
 }

@@ -26,9 +26,8 @@ use super::output::{
 use super::session::{Sessions, SubState};
 use super::shard::Core;
 
-/// The part of a turn that replies take before fan-out and those behind, where these wait too.
-const REPLIES_SHARE: (usize, usize) = (1, 2);
-/// The part of a turn after which fan-out leaves the rest to those behind, where there are any.
+/// The part of the turn's background after which fan-out leaves the rest to those behind, where there are
+/// any.
 const FANOUT_SHARE: (usize, usize) = (3, 4);
 
 impl Core {
@@ -48,24 +47,27 @@ impl Core {
 
     /// Builds the turn's sends; see [`super::engine::Engine::prepare`].
     pub(crate) fn prepare_turn(&mut self, now: Now, budget: TurnBudget) -> bool {
-        let part = |whole: usize, share: (usize, usize)| whole * share.0 / share.1;
+        let part = |whole: usize| whole * FANOUT_SHARE.0 / FANOUT_SHARE.1;
         let behind = !self.out.ready.is_empty();
         let alone = !behind && self.dirty.is_empty() && self.dirty_high.is_empty();
-        let mut replies = budget;
-        let mut fanout = budget;
-        if !alone {
-            replies.sends_max = part(budget.sends_max, REPLIES_SHARE);
-        }
-        if behind {
-            fanout.sends_max = part(budget.sends_max, FANOUT_SHARE);
-            fanout.bytes_max = part(budget.bytes_max, FANOUT_SHARE);
-        }
         let mut bytes = 0;
+        let mut replies = budget;
+        if !alone {
+            replies.sends_max -= budget.background_max.min(budget.sends_max / 2);
+        }
         self.serve_arena(replies, &mut bytes);
+        let offered = self.out.sends.len();
+        let background = budget.background_max.min(budget.sends_max - offered);
+        let late = TurnBudget { sends_max: offered + background, ..budget };
+        let mut fanout = late;
+        if behind {
+            fanout.sends_max = offered + part(background);
+            fanout.bytes_max = part(budget.bytes_max);
+        }
         self.serve_dirty(true, fanout, &mut bytes);
         self.serve_dirty(false, fanout, &mut bytes);
+        self.serve_ready(now, late, &mut bytes);
         self.serve_arena(budget, &mut bytes);
-        self.serve_ready(now, budget, &mut bytes);
         !(self.out.ready.is_empty() && self.dirty.is_empty() && self.dirty_high.is_empty())
     }
 

@@ -44,13 +44,18 @@ pub struct TurnOptions {
     pub mesh_batches_max: usize,
     /// Commands of the control plane handled in a turn at the most.
     pub controls_max: usize,
-    /// Sends offered in a turn at the most. A send costs the kernel about 5 us, so 512 are 2.5 ms:
-    /// what a ping waits behind a large fan-out.
+    /// Sends offered in a turn at the most: a reply to everything that a turn takes in.
     pub sends_max: usize,
+    /// Of these, fan-out and what goes to connections that are behind. A send costs the kernel from 2 to
+    /// 9 us, so 128 are a millisecond at the most: what a ping waits behind a large fan-out.
+    pub background_max: usize,
     /// Bytes offered in a turn at the most: 4 MiB are copied in about a millisecond.
     pub send_bytes_max: usize,
     /// A turn that has taken this long handles no more completions or inbox entries, in microseconds.
     pub time_max_us: u64,
+    /// A turn that has taken this long lets other threads of its core run before the next, in
+    /// microseconds; `None`: it has its core to itself.
+    pub yield_after_us: Option<u64>,
     /// A wait that follows a short one is made inside the ring, for this long at the most, in
     /// microseconds; 0: every wait goes through the executor.
     pub nap_max_us: u64,
@@ -71,8 +76,10 @@ impl Default for TurnOptions {
             mesh_batches_max: 256,
             controls_max: 64,
             sends_max: 512,
+            background_max: 128,
             send_bytes_max: 4 * 1024 * 1024,
             time_max_us: 2_000,
+            yield_after_us: None,
             nap_max_us: 1_000,
             ring_entries: 256,
             completion_entries: 2_048,
@@ -81,6 +88,27 @@ impl Default for TurnOptions {
         }
     }
 }
+
+impl TurnOptions {
+    /// For a shard whose core `threads` shards take turns on: each gives the core away after a turn, and
+    /// its background is so small that a ping which comes a moment too late waits for one short turn of
+    /// every other.
+    pub fn shared_by(self, threads: usize) -> Self {
+        match threads {
+            0 | 1 => self,
+            _ => Self {
+                background_max: (self.background_max / threads).max(SHARED_BACKGROUND_MIN),
+                yield_after_us: Some(SHARED_TURN_US),
+                ..self
+            },
+        }
+    }
+}
+
+/// The least background of a turn on a shared core: below it, what a turn costs beside its sends shows.
+const SHARED_BACKGROUND_MIN: usize = 32;
+/// A turn of this many microseconds was a long one: fan-out, not a reply.
+const SHARED_TURN_US: u64 = 100;
 
 /// One fault each, for mutation tests: a test that checks bytes must fail with it. The last is none: it
 /// takes the way of older kernels.

@@ -295,7 +295,8 @@ impl World {
         if self.cores[shard].next_deadline_ms().is_some_and(|at| at <= self.now.mono_ms) {
             self.cores[shard].tick(self.now);
         }
-        let budget = TurnBudget { sends_max: self.sends_max, bytes_max: 256 * 1024 };
+        let budget =
+            TurnBudget { sends_max: self.sends_max, background_max: self.sends_max, bytes_max: 256 * 1024 };
         moved |= self.cores[shard].prepare(self.now, budget);
         moved |= self.perform_sends(shard);
         self.cores[shard].settle(self.now);

@@ -19,7 +19,7 @@ use crate::core::metrics::Metric;
 use crate::core::{Core, CoreOptions};
 use crate::io::{
     BoundAddress, Listeners, Mesh, ShardEvent, ShardHandle, ShardMetrics, ShardOptions, ShardParts,
-    SocketOptions, spawn_shard,
+    SocketOptions, TurnOptions, spawn_shard,
 };
 
 /// The running shards.
@@ -174,9 +174,12 @@ fn socket_options(plan: &Plan) -> SocketOptions {
 
 fn shard_options(plan: &Plan, shard: ShardIndex) -> ShardOptions {
     let limits = &plan.resolved.config.core.limits;
+    let core = plan.cpus[usize::from(shard)];
+    let on_this_core = plan.cpus.iter().filter(|cpu| **cpu == core).count();
     ShardOptions {
-        core: Some(plan.cpus[usize::from(shard)]),
+        core: Some(core),
         control_inbox_max: limits.control_inbox_max as usize,
+        turn: TurnOptions::default().shared_by(on_this_core),
         ..ShardOptions::new(shard, limits.connections_per_shard)
     }
 }
