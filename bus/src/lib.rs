@@ -2,6 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`backend`] | what the client of a real broker is asked and tells |
 //! | [`contract`] | the [`Bus`] trait and its numbered clauses |
 //! | [`epoch`], [`nonce`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
@@ -12,6 +13,7 @@
 //!
 //! Must not know: sockets, runtimes, clocks, randomness. Time and nonces are arguments.
 
+pub mod backend;
 pub mod contract;
 pub mod epoch;
 pub mod lineage;
