@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`backend`] | what the client of a real broker is asked and tells |
 //! | [`contract`] | the [`Bus`] trait and its numbered clauses |
+//! | [`envelope`] | a publication as bytes on a broker |
 //! | [`epoch`], [`nonce`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
 //! | [`lineage`] | epochs that follow one another, as pure functions, and their exhaustive search |
@@ -15,6 +16,7 @@
 
 pub mod backend;
 pub mod contract;
+pub mod envelope;
 pub mod epoch;
 pub mod lineage;
 pub mod memory;
