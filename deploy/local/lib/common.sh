@@ -1,6 +1,7 @@
 # Shared by the scripts of deploy/local: where things are, how they speak. Sourced, never run.
 #
-# Owns: paths, messages, free ports. Must not know: any one broker.
+# Owns: paths, messages, help, free ports, bounded waits. Must not know: any one broker.
+# shellcheck shell=bash disable=SC2034
 
 set -euo pipefail
 
@@ -13,16 +14,22 @@ ROOT=$(cd "$LOCAL/../.." && pwd)
 # Binaries and jars that `install` fetched, whatever CARGO_TARGET_DIR says.
 BROKERS=${RINGMAIN_BROKERS:-$ROOT/target/brokers}
 
+# What runs, and everything it writes.
+STATE=${RINGMAIN_LOCAL:-$ROOT/target/local}
+
 KAFKA_VERSION=4.3.1
 
-say() { printf '%s\n' "$*"; }
-step() { printf '  %s\n' "$*"; }
-warn() { printf '%s\n' "$*" >&2; }
+# Lines of a log that are shown when something fails.
+TAIL_LINES=15
+
+# Standard output belongs to what a caller may read (an address, a table); the story goes to standard error.
+say() { printf '%s\n' "$*" >&2; }
+step() { printf '  %s\n' "$*" >&2; }
 
 # die MESSAGE [WHAT-TO-DO]
 die() {
-  warn "error: $1"
-  [ $# -lt 2 ] || warn "  try: $2"
+  printf 'error: %s\n' "$1" >&2
+  [ $# -lt 2 ] || printf '  try: %s\n' "$2" >&2
   exit 1
 }
 
@@ -30,3 +37,41 @@ die() {
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$1"; }
 
 have() { command -v "$1" > /dev/null 2>&1; }
+
+# A flag's value: `value FLAG "$@"` with what follows the flag.
+value() {
+  [ $# -ge 2 ] || die "$1 needs a value"
+  printf '%s' "$2"
+}
+
+# free_ports COUNT: ports of loopback that nobody is bound to, below the range that outgoing connections take.
+free_ports() {
+  python3 - "$1" << 'PYTHON'
+import random, socket, sys
+held = []
+for port in random.sample(range(10000, 32000), 4000):
+    candidate = socket.socket()
+    try:
+        candidate.bind(("127.0.0.1", port))
+    except OSError:
+        continue
+    held.append(candidate)
+    if len(held) == int(sys.argv[1]):
+        print(*[socket.getsockname()[1] for socket in held])
+        sys.exit()
+sys.exit("no free ports")
+PYTHON
+}
+
+# port_is_free PORT
+port_is_free() { python3 -c "import socket; socket.socket().bind(('127.0.0.1', $1))" 2> /dev/null; }
+
+# await SECONDS COMMAND...: until it succeeds; false when it never did. It looks ten times a second.
+await() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@" > /dev/null 2>&1; do
+    [ "$SECONDS" -lt "$end" ] || return 1
+    sleep 0.1
+  done
+}
