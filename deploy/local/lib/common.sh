@@ -12,10 +12,10 @@ LOCAL=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ROOT=$(cd "$LOCAL/../.." && pwd)
 
 # Binaries and jars that `install` fetched, whatever CARGO_TARGET_DIR says.
-BROKERS=${RINGMAIN_BROKERS:-$ROOT/target/brokers}
+BROKERS=${LOCAL_BROKERS:-$ROOT/target/brokers}
 
 # What runs, and everything it writes.
-STATE=${RINGMAIN_LOCAL:-$ROOT/target/local}
+STATE=${LOCAL_STATE:-$ROOT/target/local}
 
 KAFKA_VERSION=4.3.1
 

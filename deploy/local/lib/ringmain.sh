@@ -9,9 +9,9 @@ NODE_READY_S=60
 # Secret of the tokens that the nodes take, for `ringmain token`. Known to all: for one's own machine only.
 TOKEN_SECRET='local cluster: not a secret at all'
 
-# ringmain_binary: RINGMAIN_BINARY, else what was built last, else it is built.
+# ringmain_binary: LOCAL_BINARY, else what was built last, else it is built.
 ringmain_binary() {
-  local target=${CARGO_TARGET_DIR:-$ROOT/target} binary=${RINGMAIN_BINARY:-}
+  local target=${CARGO_TARGET_DIR:-$ROOT/target} binary=${LOCAL_BINARY:-}
   [ -n "$binary" ] || binary=$(ls -t "$target"/{release,debug}/ringmain 2> /dev/null | head -1)
   if [ -z "$binary" ]; then
     step 'building ringmain (cargo build --release -p ringmain)'
