@@ -8,17 +8,22 @@
 //! | [`epoch`], [`nonce`], [`types`] | positions, commands, answers, events |
 //! | [`position`] | judging a client's position, as a pure function |
 //! | [`lineage`] | epochs that follow one another, as pure functions, and their exhaustive search |
+//! | [`link`] | a shard's port to a bus on another thread |
+//! | [`hub`] | a node's channels on one backend: chains, interest, joined reads, healing |
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
 //! | [`suite`] | the one contract suite |
 //!
-//! Must not know: sockets, runtimes, clocks, randomness. Time and nonces are arguments.
+//! Only the backends and [`hub::run`] know a runtime; the rest must not know sockets, runtimes, clocks or randomness:
+//! time and nonces are arguments.
 
 pub mod backend;
 pub mod contract;
 pub mod envelope;
 pub mod epoch;
+pub mod hub;
 pub mod lineage;
+pub mod link;
 pub mod memory;
 pub mod nonce;
 pub mod position;
