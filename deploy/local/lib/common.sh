@@ -44,12 +44,18 @@ value() {
   printf '%s' "$2"
 }
 
-# free_ports COUNT: ports of loopback that nobody is bound to, below the range that outgoing connections take.
+# free_ports COUNT: ports of loopback that nobody is bound to, below the range that outgoing connections take, each
+# given once (they are kept in $STATE/ports, for who gets one binds it later).
 free_ports() {
-  python3 - "$1" << 'PYTHON'
+  python3 - "$1" "$STATE/ports" << 'PYTHON'
 import random, socket, sys
 held = []
+with open(sys.argv[2], "a+") as file:
+    file.seek(0)
+    given = set(file.read().split())
 for port in random.sample(range(10000, 32000), 4000):
+    if str(port) in given:
+        continue
     candidate = socket.socket()
     try:
         candidate.bind(("127.0.0.1", port))
@@ -57,7 +63,10 @@ for port in random.sample(range(10000, 32000), 4000):
         continue
     held.append(candidate)
     if len(held) == int(sys.argv[1]):
-        print(*[socket.getsockname()[1] for socket in held])
+        ports = [str(socket.getsockname()[1]) for socket in held]
+        with open(sys.argv[2], "a") as file:
+            print(*ports, file=file)
+        print(*ports)
         sys.exit()
 sys.exit("no free ports")
 PYTHON

@@ -18,7 +18,7 @@ kafka_java() {
 
 # kafka_servers COUNT
 kafka_servers() {
-  local count=$1 ports i voters='' urls='' cluster
+  local count=$1 ports i node voters='' urls='' cluster
   have java || die 'java is missing' 'deploy/local/install kafka'
   [ -e "$BROKERS/kafka-$KAFKA_VERSION/complete" ] ||
     die "Kafka is missing in $BROKERS/kafka-$KAFKA_VERSION" 'deploy/local/install kafka'
@@ -29,6 +29,10 @@ kafka_servers() {
     kafka_start "$((i + 1))" "$count" "${ports[i]}" "${ports[count + i]}" "$voters" "$cluster"
     urls+=${urls:+,}127.0.0.1:${ports[i]}
   done
+  for ((node = 1; node <= DOORS; node++)); do
+    printf '%s\n' --bus "kafka://$(awk -v node="$node" '$1 == node { printf "%s127.0.0.1:%s", sep, $2; sep = "," }' \
+      "$STATE/doors/table")" > "$STATE/doors/$node"
+  done
   for ((i = 1; i <= count; i++)); do
     ready "kafka-$i" "$KAFKA_READY_S" grep -q 'Kafka Server started' "$(record "kafka-$i")/log" || return 1
   done
@@ -37,17 +41,18 @@ kafka_servers() {
 
 # kafka_start ID COUNT PORT CONTROLLER-PORT VOTERS CLUSTER
 kafka_start() {
-  local at java format replicas=1 in_sync=1
+  local at java format listeners='' advertised='' protocols='' replicas=1 in_sync=1
   [ "$2" -lt 3 ] || { replicas=3 in_sync=2; }
   at=$(prepare "kafka-$1" kafka "$3")
+  kafka_doors
   cat > "$at/conf" << EOF
 process.roles=broker,controller
 node.id=$1
 controller.quorum.voters=$5
-listeners=PLAINTEXT://127.0.0.1:$3,CONTROLLER://127.0.0.1:$4
-advertised.listeners=PLAINTEXT://127.0.0.1:$3
+listeners=PLAINTEXT://127.0.0.1:$3,CONTROLLER://127.0.0.1:$4$listeners
+advertised.listeners=PLAINTEXT://127.0.0.1:$3$advertised
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT$protocols
 inter.broker.listener.name=PLAINTEXT
 log.dirs=$at/data
 default.replication.factor=$replicas
@@ -81,6 +86,17 @@ EOF
   mapfile -t java < <(kafka_java "$at" info)
   command_of "kafka-$1" "$format" -- "${java[@]}" kafka.Kafka "$at/conf"
   launch "kafka-$1"
+}
+
+# kafka_doors: a broker tells its clients where to go, so each node gets a listener that names its door.
+kafka_doors() {
+  local node inside
+  for ((node = 1; node <= DOORS; node++)); do
+    inside=$(free_ports 1)
+    listeners+=,DOOR$node://127.0.0.1:$inside
+    advertised+=,DOOR$node://127.0.0.1:$(door "$node" "$inside")
+    protocols+=,DOOR$node:PLAINTEXT
+  done
 }
 
 # kafka_health PORT: whether it takes connections; which broker leads is not asked.

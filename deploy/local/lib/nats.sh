@@ -23,6 +23,7 @@ nats_servers() {
   for ((i = 0; i < count; i++)); do
     at=$(prepare "nats-$((i + 1))" nats "${ports[i]}")
     echo "${ports[2 * count + i]}" > "$at/health"
+    # Not advertised: clients know the addresses that they were given, and dial no others.
     cat > "$at/conf" << EOF
 server_name: nats-$((i + 1))
 listen: "127.0.0.1:${ports[i]}"
@@ -30,7 +31,7 @@ http: "127.0.0.1:${ports[2 * count + i]}"
 jetstream { store_dir: "$at/data", max_mem: 64M, max_file: 1G }
 EOF
     [ "$count" = 1 ] || cat >> "$at/conf" << EOF
-cluster { name: ringmain, listen: "127.0.0.1:${ports[count + i]}", routes: [ $routes ] }
+cluster { name: ringmain, no_advertise: true, listen: "127.0.0.1:${ports[count + i]}", routes: [ $routes ] }
 EOF
     command_of "nats-$((i + 1))" -- "$binary" -c "$at/conf"
     launch "nats-$((i + 1))"
@@ -40,6 +41,7 @@ EOF
     ready "nats-$i" "$NATS_READY_S" nats_healthy "nats-$i" || return 1
   done
   [ "$count" = 1 ] || ready nats-1 "$NATS_READY_S" nats_led || return 1
+  doors_plain nats "${ports[@]:0:count}"
   echo "nats://$urls"
 }
 

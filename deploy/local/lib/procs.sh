@@ -5,7 +5,7 @@
 #   run           a script that becomes the process (to start it again, as tests do)
 #   pid           "PID START": START is the kernel's start time, so that another process of that number is not ours
 #   log           what it said
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 
 # How long a process may take to end before it is killed, in seconds.
 STOP_S=15

@@ -55,6 +55,7 @@ redis_single() {
   port=$(free_ports 1)
   redis_start redis-1 redis "$port" "$REDIS_DATA"
   ready redis-1 "$REDIS_READY_S" redis_says "$port" PONG ping || return 1
+  doors_plain redis "$port"
   echo "redis://127.0.0.1:$port"
 }
 
@@ -76,6 +77,7 @@ cluster-replica-validity-factor 0"
     urls+=${urls:+,}127.0.0.1:${ports[i]}
   done
   redis_join "${ports[@]}" || return 1
+  doors_mapped "redis+cluster://$urls" "${ports[@]:0:6}"
   echo "redis+cluster://$urls"
 }
 
@@ -131,6 +133,7 @@ sentinel failover-timeout $SENTINEL_MASTER 5000" --sentinel
   for i in 1 2 3; do
     ready "sentinel-$i" "$REDIS_READY_S" sentinel_whole "${ports[i + 2]}" || return 1
   done
+  doors_mapped "redis+sentinel://$urls/$SENTINEL_MASTER" "${ports[@]}"
   echo "redis+sentinel://$urls/$SENTINEL_MASTER"
 }
 

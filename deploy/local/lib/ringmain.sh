@@ -12,6 +12,7 @@ TOKEN_SECRET='local cluster: not a secret at all'
 # ringmain_binary: LOCAL_BINARY, else what was built last, else it is built.
 ringmain_binary() {
   local target=${CARGO_TARGET_DIR:-$ROOT/target} binary=${LOCAL_BINARY:-}
+  # shellcheck disable=SC2012 # two known names, by time
   [ -n "$binary" ] || binary=$(ls -t "$target"/{release,debug}/ringmain 2> /dev/null | head -1)
   if [ -z "$binary" ]; then
     step 'building ringmain (cargo build --release -p ringmain)'

@@ -1,0 +1,56 @@
+# Doors: each node's own ways to the brokers, so that one node can be cut from them. Only for tests.
+#
+# Owns: which door leads where ($STATE/doors/table), and each node's flags ($STATE/doors/N). Sourced by `up`.
+# shellcheck shell=bash
+
+DOORS=${DOORS:-0}
+DOORS_READY_S=20
+
+# door NODE TARGET-PORT: the port of a new door.
+door() {
+  local port
+  port=$(free_ports 1)
+  mkdir -p "$STATE/doors"
+  echo "$1 $port $2" >> "$STATE/doors/table"
+  echo "$port"
+}
+
+# doors_url NODE SCHEME PORTS...: the bus's address through doors of this node.
+doors_url() {
+  local node=$1 scheme=$2 port urls=''
+  shift 2
+  for port in "$@"; do urls+=${urls:+,}127.0.0.1:$(door "$node" "$port"); done
+  echo "$scheme://$urls"
+}
+
+# doors_plain SCHEME PORTS...: for a bus whose clients dial only what the address names.
+doors_plain() {
+  local node
+  for ((node = 1; node <= DOORS; node++)); do
+    printf '%s\n' --bus "$(doors_url "$node" "$@")" > "$STATE/doors/flags"
+    mv "$STATE/doors/flags" "$STATE/doors/$node"
+  done
+}
+
+# doors_mapped URL PORTS...: for a bus whose servers name each other: the node is told where each is reached.
+doors_mapped() {
+  local url=$1 node port map
+  shift
+  for ((node = 1; node <= DOORS; node++)); do
+    map=''
+    for port in "$@"; do map+=${map:+,}127.0.0.1:$port=127.0.0.1:$(door "$node" "$port"); done
+    printf '%s\n' --bus "$url" "--bus.addresses=$map" > "$STATE/doors/$node"
+  done
+}
+
+# doors_start: after the last door is known.
+doors_start() {
+  local control
+  [ "$DOORS" -gt 0 ] || return 0
+  have node || die 'node is missing' 'deploy/local/install client'
+  control=$(free_ports 1)
+  prepare doors doors "$control" > /dev/null
+  command_of doors -- node "$LOCAL/lib/doors.mjs" "$control" "$STATE/doors/table"
+  launch doors
+  ready doors "$DOORS_READY_S" curl -fsS -m 2 "http://127.0.0.1:$control/"
+}

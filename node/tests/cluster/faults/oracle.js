@@ -1,0 +1,126 @@
+// Judges what clients saw against what was acknowledged: every gap, double and reordering, and whether it was told.
+//
+// Owns: the rules. Must not know: sockets, brokers, nodes. Plain data in, numbers out.
+//
+// A subscriber's log of one channel is what it saw, in order: `{ publisher, n, offset, epoch }` for a publication,
+// `{ told }` where it was told that it may have missed something: "not recovered" on a channel with history; on one
+// without, every subscription after the first (what ended the one before was said: 2500, or a closed connection).
+// A publisher numbers what it sends to a channel 1, 2, 3, …, in the order of sending. So what is missing lies between
+// its neighbours of the same publisher, and it was told if a "told" stands between them. Every publisher's last
+// number arrives everywhere (the run waits for that), so there is always a neighbour behind.
+
+const key = ({ publisher, n }) => `${publisher} ${n}`;
+
+/** Numbers of one channel at one subscriber. `sent` is what publishers know: `{ publisher, n, outcome }`. */
+export function judge(log, sent) {
+  const counts = { delivered: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, examples: [] };
+  const note = (what, entry) => {
+    counts[what] += 1;
+    if (counts.examples.length < 5) {
+      counts.examples.push({ what, ...entry });
+    }
+  };
+  const seen = arrivals(log, note);
+  counts.delivered = seen.size;
+  const byPublisher = neighbours(log);
+  const toldBefore = countTold(log);
+  for (const publication of sent) {
+    const here = seen.has(key(publication));
+    if (publication.outcome === 'refused' && here) {
+      note('ghosts', publication);
+    }
+    if (publication.outcome === 'acked' && !here) {
+      const [from, to] = around(byPublisher.get(publication.publisher) ?? [], publication.n, log.length);
+      note(toldBefore[to] > toldBefore[from] ? 'lostTold' : 'lostSilent', publication);
+    }
+  }
+  return counts;
+}
+
+/** Looks for doubles and reorderings between two words of a loss; gives where each publication stands. */
+function arrivals(log, note) {
+  const seen = new Map();
+  let last = null;
+  let newest = new Map();
+  let life = 0;
+  for (const [index, entry] of log.entries()) {
+    if (entry.told) {
+      [last, newest, life] = [null, new Map(), life + 1];
+      continue;
+    }
+    const before = seen.get(key(entry));
+    if (before && before.life === life) {
+      note('doubles', entry);
+    }
+    seen.set(key(entry), { index, life });
+    if (entry.offset > 0) {
+      if (last && last.epoch === entry.epoch && entry.offset <= last.offset) {
+        note('reordered', entry);
+      }
+      last = entry;
+    } else if (entry.n < (newest.get(entry.publisher) ?? 0)) {
+      note('reordered', entry);
+    }
+    newest.set(entry.publisher, Math.max(entry.n, newest.get(entry.publisher) ?? 0));
+  }
+  return seen;
+}
+
+/** Per publisher what arrived, by number: `[n, index]`. */
+function neighbours(log) {
+  const found = new Map();
+  for (const [index, { told, publisher, n }] of log.entries()) {
+    if (!told) {
+      found.set(publisher, found.get(publisher) ?? []);
+      found.get(publisher).push([n, index]);
+    }
+  }
+  found.forEach((list) => list.sort(([a], [b]) => a - b));
+  return found;
+}
+
+/** The part of the log in which number `n` should stand. */
+function around(list, n, end) {
+  const behind = list.findIndex(([other]) => other > n);
+  const before = behind < 0 ? list.length - 1 : behind - 1;
+  const from = before < 0 ? 0 : list[before][1];
+  const to = behind < 0 ? end : list[behind][1];
+  return [Math.min(from, to), Math.max(from, to)];
+}
+
+/** How many words of a loss stand before each index. */
+function countTold(log) {
+  const before = [0];
+  for (const entry of log) {
+    before.push(before.at(-1) + (entry.told ? 1 : 0));
+  }
+  return before;
+}
+
+/** Names that stand for two publications: `[epoch, offset, one, other]`. */
+export function clashes(logs) {
+  const names = new Map();
+  const found = [];
+  for (const entry of logs.flat()) {
+    if (entry.told || !entry.offset) {
+      continue;
+    }
+    const name = `${entry.epoch} ${entry.offset}`;
+    const what = key(entry);
+    const first = names.get(name);
+    if (first === undefined) {
+      names.set(name, what);
+    } else if (first !== what) {
+      found.push([entry.epoch, entry.offset, first, what]);
+    }
+  }
+  return found;
+}
+
+/** Adds the numbers of `b` to those of `a`. */
+export function add(a, b) {
+  for (const [name, value] of Object.entries(b)) {
+    a[name] = Array.isArray(value) ? [...(a[name] ?? []), ...value].slice(0, 8) : (a[name] ?? 0) + value;
+  }
+  return a;
+}

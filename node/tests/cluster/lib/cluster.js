@@ -1,0 +1,110 @@
+// Several nodes of the real binary on one real bus.
+
+import net from 'node:net';
+
+import { Node, openNamespace, until } from '../../e2e/lib/node.js';
+import { Brokers } from './brokers.js';
+
+const READY_MS = 60_000;
+
+/** The bus that these tests use: `BUS=nats npm test`. */
+export const BUS = process.env.BUS ?? 'redis';
+
+export class Cluster {
+  /** Brokers and `count` nodes. `config` is the text of each node's file, `flags` are added. */
+  static async start(bus = BUS, { count = 3, config = '', flags = [], shards = 2, doors = 0 } = {}) {
+    const cluster = new Cluster();
+    cluster.brokers = await Brokers.start(bus, { doors });
+    cluster.options = { config, flags, shards };
+    try {
+      const starts = Array.from({ length: count }, (_, index) => cluster.#node(index));
+      cluster.nodes = await Promise.all(starts);
+      await cluster.ready();
+    } catch (error) {
+      await cluster.stop();
+      throw error;
+    }
+    return cluster;
+  }
+
+  nodes = [];
+
+  #node(index) {
+    const { config, flags, shards } = this.options;
+    const name = ['--server.name', `node-${index + 1}`];
+    return Node.start({ config, shards, flags: [...this.brokers.flags(index), ...name, ...flags] });
+  }
+
+  /** Starts the node of that number again, on other ports. */
+  async again(index) {
+    this.nodes[index] = await this.#node(index);
+  }
+
+  /** Waits until every node is ready. */
+  async ready(ms = READY_MS) {
+    for (const node of this.nodes) {
+      const explain = () => `${node.output.slice(-2_000)}\nto be ready`;
+      await until(async () => (await node.get('/ready')).status === 200, ms, explain);
+    }
+  }
+
+  async stop() {
+    await Promise.all(this.nodes.map((node) => node.stop('SIGKILL')));
+    await this.brokers.stop();
+  }
+}
+
+export { openNamespace, until };
+
+/** One address that leads to a node, and can be led to another. */
+export class Door {
+  constructor(port) {
+    this.target = port;
+    this.sockets = new Set();
+    this.server = net.createServer((client) => {
+      const upstream = net.connect(this.target, '127.0.0.1');
+      for (const [one, other] of [[client, upstream], [upstream, client]]) {
+        this.sockets.add(one);
+        one.pipe(other);
+        one.on('error', () => other.destroy());
+        one.on('close', () => {
+          this.sockets.delete(one);
+          other.destroy();
+        });
+      }
+    });
+  }
+
+  static async to(node) {
+    const door = new Door(node.port);
+    await new Promise((resolve) => door.server.listen(0, '127.0.0.1', resolve));
+    return door;
+  }
+
+  get url() {
+    return `ws://127.0.0.1:${this.server.address().port}/connection/websocket`;
+  }
+
+  /** From now on it leads there, and who was connected is cut. */
+  leadTo(node) {
+    this.target = node.port;
+    this.cut();
+  }
+
+  /** Nobody gets through until it leads somewhere. */
+  shut() {
+    this.target = 1;
+    this.cut();
+  }
+
+  cut() {
+    for (const socket of this.sockets) {
+      socket.destroy();
+    }
+  }
+
+  close() {
+    this.server.close();
+    this.cut();
+  }
+}
