@@ -57,6 +57,7 @@ for port in random.sample(range(10000, 32000), 4000):
     if str(port) in given:
         continue
     candidate = socket.socket()
+    candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         candidate.bind(("127.0.0.1", port))
     except OSError:
@@ -73,7 +74,10 @@ PYTHON
 }
 
 # port_is_free PORT
-port_is_free() { python3 -c "import socket; socket.socket().bind(('127.0.0.1', $1))" 2> /dev/null; }
+port_is_free() {
+  python3 -c "import socket as s; t = s.socket(); t.setsockopt(s.SOL_SOCKET, s.SO_REUSEADDR, 1); t.bind(('127.0.0.1', $1))" \
+    2> /dev/null
+}
 
 # await SECONDS COMMAND...: until it succeeds; false when it never did. It looks ten times a second.
 await() {
