@@ -18,7 +18,9 @@ kafka_java() {
 
 # kafka_servers COUNT
 kafka_servers() {
-  local count=$1 ports i node voters='' urls='' cluster
+  local count=$1 ports i node voters='' urls='' cluster query=''
+  # One broker keeps one copy: the nodes want to be told that this is meant.
+  [ "$count" -ge 3 ] || query='?small=true'
   have java || die 'java is missing' 'deploy/local/install kafka'
   [ -e "$BROKERS/kafka-$KAFKA_VERSION/complete" ] ||
     die "Kafka is missing in $BROKERS/kafka-$KAFKA_VERSION" 'deploy/local/install kafka'
@@ -27,16 +29,15 @@ kafka_servers() {
   for ((i = 0; i < count; i++)); do voters+=${voters:+,}$((i + 1))@127.0.0.1:${ports[count + i]}; done
   for ((i = 0; i < count; i++)); do
     kafka_start "$((i + 1))" "$count" "${ports[i]}" "${ports[count + i]}" "$voters" "$cluster"
-    urls+=${urls:+,}127.0.0.1:${ports[i]}
   done
   for ((node = 1; node <= DOORS; node++)); do
-    printf '%s\n' --bus "kafka://$(awk -v node="$node" '$1 == node { printf "%s127.0.0.1:%s", sep, $2; sep = "," }' \
-      "$STATE/doors/table")" > "$STATE/doors/$node"
+    urls=$(awk -v node="$node" '$1 == node { printf "%s127.0.0.1:%s", sep, $2; sep = "," }' "$STATE/doors/table")
+    printf '%s\n' --bus "kafka://$urls$query" > "$STATE/doors/$node"
   done
   for ((i = 1; i <= count; i++)); do
     ready "kafka-$i" "$KAFKA_READY_S" grep -q 'Kafka Server started' "$(record "kafka-$i")/log" || return 1
   done
-  echo "kafka://$urls"
+  echo "kafka://$(printf ',127.0.0.1:%s' "${ports[@]:0:count}" | cut -c2-)$query"
 }
 
 # kafka_start ID COUNT PORT CONTROLLER-PORT VOTERS CLUSTER

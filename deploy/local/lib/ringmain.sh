@@ -23,15 +23,24 @@ ringmain_binary() {
   echo "$binary"
 }
 
-# ringmain_nodes COUNT URL SHARDS FLAGS...
+# cpus: those that this process may use, one a line.
+cpus() {
+  awk '/^Cpus_allowed_list/ { n = split($2, parts, ","); for (i = 1; i <= n; i++) { split(parts[i], ends, "-")
+    for (cpu = ends[1]; cpu <= (ends[2] == "" ? ends[1] : ends[2]); cpu++) print cpu } }' /proc/self/status
+}
+
+# ringmain_nodes COUNT URL SHARDS FLAGS...: nodes of one shard are spread over the CPUs.
 ringmain_nodes() {
-  local count=$1 url=$2 shards=$3 binary i ports
+  local count=$1 url=$2 shards=$3 binary i ports cpus spread
   shift 3
+  mapfile -t cpus < <(cpus)
   binary=$(ringmain_binary)
   step "$binary"
   read -ra ports <<< "$(free_ports $((count * 3)))"
   for ((i = 1; i <= count; i++)); do
-    ringmain_start "$i" "${ports[@]:(i - 1) * 3:3}" "$binary" --bus "$url" --shards "$shards" "$@"
+    spread=()
+    [ "$shards" != 1 ] || spread=("--server.cpus=${cpus[(i - 1) % ${#cpus[@]}]}")
+    ringmain_start "$i" "${ports[@]:(i - 1) * 3:3}" "$binary" --bus "$url" --shards "$shards" "${spread[@]}" "$@"
   done
   for ((i = 1; i <= count; i++)); do
     ready "node-$i" "$NODE_READY_S" node_ready "node-$i" || return 1

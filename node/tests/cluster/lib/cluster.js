@@ -1,5 +1,6 @@
 // Several nodes of the real binary on one real bus.
 
+import { readFileSync } from 'node:fs';
 import net from 'node:net';
 
 import { Node, openNamespace, until } from '../../e2e/lib/node.js';
@@ -9,6 +10,15 @@ const READY_MS = 60_000;
 
 /** The bus that these tests use: `BUS=nats npm test`. */
 export const BUS = process.env.BUS ?? 'redis';
+
+/** The CPUs that this process may use: nodes of one shard are spread over them. */
+const CPUS = /^Cpus_allowed_list:\s*(\S+)/m
+  .exec(readFileSync('/proc/self/status', 'latin1'))[1]
+  .split(',')
+  .flatMap((part) => {
+    const [first, last = first] = part.split('-').map(Number);
+    return Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  });
 
 export class Cluster {
   /** Brokers and `count` nodes. `config` is the text of each node's file, `flags` are added. */
@@ -31,8 +41,11 @@ export class Cluster {
 
   #node(index) {
     const { config, flags, shards } = this.options;
-    const name = ['--server.name', `node-${index + 1}`];
-    return Node.start({ config, shards, flags: [...this.brokers.flags(index), ...name, ...flags] });
+    const own = ['--server.name', `node-${index + 1}`];
+    if (shards === 1) {
+      own.push(`--server.cpus=${CPUS[index % CPUS.length]}`);
+    }
+    return Node.start({ config, shards, flags: [...this.brokers.flags(index), ...own, ...flags] });
   }
 
   /** Starts the node of that number again, on other ports. */
