@@ -115,6 +115,7 @@ class Client {
       if (now - since > ANSWER_MS) {
         this.waiting.delete(id);
         resolve({ lost: true });
+        this.late();
       }
     }
   }
@@ -129,19 +130,25 @@ class Client {
     }
   }
 
-  /** Sends a command; gives its reply, or `{ lost: true }` when none will come. */
-  ask(command) {
-    return this.open ? this.#ask(command) : Promise.resolve({ lost: true });
+  /**
+   * Sends a command; gives its reply, or `{ lost: true }` when none will come. What `atOnce` returns is given instead:
+   * it is called with the reply before the next message is looked at.
+   */
+  ask(command, atOnce) {
+    return this.open ? this.#ask(command, atOnce) : Promise.resolve({ lost: true });
   }
 
-  #ask(command) {
+  #ask(command, atOnce = (reply) => reply) {
     const id = ++this.lastId;
     this.socket.send({ id, ...command });
-    return new Promise((resolve) => this.waiting.set(id, { since: performance.now(), resolve }));
+    return new Promise((resolve) => {
+      this.waiting.set(id, { since: performance.now(), resolve: (reply) => resolve(atOnce(reply)) });
+    });
   }
 
   connected() {}
   lost() {}
+  late() {}
   push() {}
 
   async stop() {
@@ -170,30 +177,40 @@ export class Subscriber extends Client {
     }
   }
 
+  /** Whether it is subscribed is not known now: a new connection knows. */
+  late() {
+    this.socket?.destroy();
+  }
+
+  /** Tries until it is subscribed. What follows the reply in the same bytes comes after it here, too. */
   async #subscribe(seen, socket) {
-    while (this.going && this.socket === socket) {
-      const request = { channel: seen.channel, recoverable: true, positioned: true };
+    const begin = ({ subscribe, error }) => {
+      if (subscribe) {
+        seen.begin(subscribe, request.recover);
+      } else if (error && !error.temporary && error.code !== 100) {
+        seen.refusals.push(error);
+        this.late();
+      }
+      return Boolean(subscribe);
+    };
+    let request;
+    do {
+      request = { channel: seen.channel, recoverable: true, positioned: true };
       if (seen.epoch) {
         Object.assign(request, { recover: true, epoch: seen.epoch, offset: seen.offset });
       }
-      const { subscribe, error, lost } = await this.ask({ subscribe: request });
-      if (subscribe) {
-        return seen.begin(subscribe, request.recover);
+      if (await this.ask({ subscribe: request }, begin)) {
+        return;
       }
-      if (error && !error.temporary && error.code !== 100) {
-        seen.refusals.push(error);
-      }
-      if (!lost) {
-        await pause(RETRY_MS);
-      }
-    }
+      await pause(RETRY_MS);
+    } while (this.going && this.socket === socket && this.open);
   }
 
   push({ channel, pub, unsubscribe, disconnect }) {
     const seen = this.channels.get(channel);
     if (pub && seen) {
       seen.take(pub);
-    } else if (unsubscribe && seen) {
+    } else if (unsubscribe && seen?.live) {
       seen.live = false;
       seen.ends.push(unsubscribe.code);
       this.#subscribe(seen, this.socket);
