@@ -210,7 +210,7 @@ pub(crate) mod tests {
     }
 
     fn stats(num_clients: u32) -> Option<Result<Answer, ErrorCode>> {
-        Some(Ok(Answer::PresenceStats { num_clients, num_users: 0 }))
+        Some(Ok(Answer::PresenceStats { num_clients, num_users: 0, partial: false }))
     }
 
     fn clients(answer: &Answer) -> u32 {

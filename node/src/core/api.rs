@@ -9,7 +9,11 @@ use std::sync::Arc;
 use ringmain_proto::client::ClientId;
 use ringmain_proto::close::ErrorCode;
 
+use super::cluster::{ClusterCall, Report};
 use super::engine::ShardIndex;
+
+/// The token of what a shard tells unasked ([`Answer::Report`]): no call has it.
+pub const REPORT_TOKEN: u64 = 0;
 
 /// The home shard of a channel in a node of `shards` shards. Stable for one process.
 pub fn home_of(channel: &str, shards: u16) -> ShardIndex {
@@ -150,6 +154,8 @@ pub enum Call {
         /// Connections closed per second by this shard.
         closes_per_second: u32,
     },
+    /// What the cluster's services tell this shard. Never answered.
+    Cluster(ClusterCall),
 }
 
 /// Options of a subscription made by the server.
@@ -189,13 +195,20 @@ pub enum Answer {
         epoch: String,
     },
     /// Members of a channel.
-    Presence(Vec<Member>),
+    Presence {
+        /// Members, by client id.
+        members: Vec<Member>,
+        /// Another node did not answer in time.
+        partial: bool,
+    },
     /// Numbers of members and of distinct users.
     PresenceStats {
         /// Connections.
         num_clients: u32,
         /// Distinct users.
         num_users: u32,
+        /// Another node did not answer in time.
+        partial: bool,
     },
     /// A page of history.
     History {
@@ -219,6 +232,8 @@ pub enum Answer {
         /// Subscriptions.
         num_subs: u32,
     },
+    /// What other nodes are to know, under [`REPORT_TOKEN`].
+    Report(Arc<Report>),
 }
 
 /// One member of a channel's presence.

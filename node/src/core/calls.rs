@@ -16,7 +16,7 @@ use super::channel::Namespace;
 use super::config::RecoveryMode;
 use super::connect::seconds32;
 use super::engine::{Effect, Slot};
-use super::home::Publisher;
+use super::home::{Asker, Publisher, Question};
 use super::infos::is_short;
 use super::mesh::{QueryAnswer, RecoverFrom};
 use super::metrics::Metric;
@@ -51,13 +51,21 @@ impl Core {
                 self.call_refresh(&selector, expired, expire_at, now);
                 Ok(Answer::Done)
             }
-            Call::Presence { channel } => {
-                self.presence_available(&channel).map(|()| Answer::Presence(self.members_of(&channel)))
-            }
-            Call::PresenceStats { channel } => self.presence_available(&channel).map(|()| {
-                let (num_clients, num_users) = self.presence_stats_of(&channel);
-                Answer::PresenceStats { num_clients, num_users }
-            }),
+            Call::Presence { channel } => match self.presence_available(&channel) {
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let question = Question { asker: Asker::Call(token), stats: false };
+                    return self.ask_presence(&channel, question, now);
+                }
+            },
+            Call::PresenceStats { channel } => match self.presence_available(&channel) {
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let question = Question { asker: Asker::Call(token), stats: true };
+                    return self.ask_presence(&channel, question, now);
+                }
+            },
+            Call::Cluster(call) => return self.cluster_call(call, now),
             Call::History { channel, limit, since, reverse } => {
                 match self.call_read_history(token, &channel, limit, since, reverse, now) {
                     Some(result) => result,
@@ -103,6 +111,17 @@ impl Core {
     pub(crate) fn call_history(&mut self, token: u64, result: Result<QueryAnswer, ErrorCode>) {
         let answer = result.and_then(history_answer);
         self.answer(token, answer);
+    }
+
+    /// Who is in a channel.
+    pub(crate) fn call_presence(&mut self, token: u64, members: Vec<Member>, partial: bool) {
+        self.answer(token, Ok(Answer::Presence { members, partial }));
+    }
+
+    /// How many are in a channel.
+    pub(crate) fn call_presence_stats(&mut self, token: u64, stats: (u32, u32), partial: bool) {
+        let (num_clients, num_users) = stats;
+        self.answer(token, Ok(Answer::PresenceStats { num_clients, num_users, partial }));
     }
 
     fn call_publish(&mut self, token: u64, call: &ApiPublish, now: Now) -> Option<Result<Answer, ErrorCode>> {

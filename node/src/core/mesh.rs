@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ringmain_proto::client::ClientId;
 use ringmain_proto::close::ErrorCode;
+use ringmain_proto::limits::INFO_BYTES_MAX;
 use ringmain_proto::message::ClientInfo;
 
 use super::api::Member;
@@ -47,10 +48,13 @@ pub struct ChannelRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity(Arc<[u8]>);
 
-/// Client id (16 bytes, big endian), lengths of the user (u8) and of conn_info (u32, [`NO_INFO`]: none, as
-/// for chan_info, which has the rest), then these three.
+/// Client id (16 bytes, big endian), lengths of the user (u8) and of conn_info (u32, [`NO_INFO`]: none), marks
+/// ([`HAS_CHAN_INFO`], [`ANNOUNCED`]), then user, conn_info and chan_info, which has the rest. Nodes tell each
+/// other members in this form.
 const IDENTITY_HEADER_BYTES: usize = 16 + 1 + 4 + 1;
 const NO_INFO: u32 = u32::MAX;
+const HAS_CHAN_INFO: u8 = 1;
+const ANNOUNCED: u8 = 2;
 
 impl Identity {
     /// The user's id is at most 255 bytes long.
@@ -66,7 +70,7 @@ impl Identity {
             &client.0.to_be_bytes(),
             &[user_len],
             &conn_len.to_le_bytes(),
-            &[u8::from(chan_info.is_some())],
+            &[if chan_info.is_some() { HAS_CHAN_INFO } else { 0 }],
             user.as_bytes(),
             conn_info.unwrap_or_default(),
             chan_info.unwrap_or_default(),
@@ -79,6 +83,37 @@ impl Identity {
     /// The client alone: who it is, and nothing of what it shows.
     pub(crate) fn bare(&self) -> Self {
         Self::new(self.client(), "", None, None)
+    }
+
+    /// Marks one whose joins and leaves are told to others, before it is shared.
+    pub(crate) fn announced(mut self, announced: bool) -> Self {
+        if announced && let Some(bytes) = Arc::get_mut(&mut self.0) {
+            bytes[21] |= ANNOUNCED;
+        }
+        self
+    }
+
+    /// Whether its joins and leaves are told to others.
+    pub fn is_announced(&self) -> bool {
+        self.0[21] & ANNOUNCED != 0
+    }
+
+    /// As nodes tell each other.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// From what another node told; `None` where it is no identity.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let user_len = usize::from(*bytes.get(16)?);
+        let conn_len = u32::from_le_bytes(*bytes.get(17..)?.first_chunk()?);
+        let rest = bytes.get(IDENTITY_HEADER_BYTES..)?;
+        std::str::from_utf8(rest.get(..user_len)?).ok()?;
+        let infos = &rest[user_len..];
+        let conn_len = if conn_len == NO_INFO { 0 } else { conn_len as usize };
+        let chan_len = infos.len().checked_sub(conn_len)?;
+        let long = conn_len > INFO_BYTES_MAX || chan_len > INFO_BYTES_MAX;
+        (!long && (chan_len == 0 || bytes[21] & HAS_CHAN_INFO != 0)).then(|| Self(bytes.into()))
     }
 
     /// Its length in memory, in bytes.
@@ -106,7 +141,7 @@ impl Identity {
             NO_INFO => (None, infos),
             len => (Some(&infos[..len as usize]), &infos[len as usize..]),
         };
-        let chan_info = (self.0[21] != 0).then_some(chan_info);
+        let chan_info = (self.0[21] & HAS_CHAN_INFO != 0).then_some(chan_info);
         ClientInfo { user, client: self.client(), conn_info, chan_info }
     }
 }
@@ -423,8 +458,35 @@ mod tests {
                     let identity = Identity::new(info.client, user, conn_info, chan_info);
                     assert_eq!(identity.as_client_info(), info);
                     assert_eq!((identity.user(), identity.client()), (user, info.client));
+                    assert_eq!(Identity::from_bytes(identity.as_bytes()), Some(identity.clone()));
+                    assert!(!identity.is_announced());
+                    let announced = identity.announced(true);
+                    assert!(announced.is_announced());
+                    assert_eq!(announced.as_client_info(), info);
+                    assert_eq!(Identity::from_bytes(announced.as_bytes()), Some(announced));
                 }
             }
         }
+    }
+
+    #[test]
+    fn bytes_of_another_node_are_an_identity_or_none() {
+        let bytes = Identity::new(ClientId(7), "ünal", Some(b"{}"), Some(b"[1]")).as_bytes().to_vec();
+        let whole =
+            |bytes: &[u8]| Identity::from_bytes(bytes).map(|identity| identity.as_client_info().user.len());
+        assert_eq!(whole(&bytes), Some(5));
+        for len in 0..IDENTITY_HEADER_BYTES + 5 + 2 {
+            assert_eq!(whole(&bytes[..len]), None, "{len}");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut bytes = bytes.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        assert_eq!(whole(&with(16, 1)), None, "a user that is no text");
+        assert_eq!(whole(&with(20, 1)), None, "a longer info than there is");
+        assert_eq!(whole(&with(21, 0)), None, "a chan_info that is none");
+        let long = Identity::new(ClientId(7), "u", None, Some(&[b' '; INFO_BYTES_MAX + 1]));
+        assert_eq!(whole(long.as_bytes()), None, "more than anybody may show");
     }
 }

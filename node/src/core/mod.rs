@@ -7,6 +7,7 @@ pub mod api;
 mod auth;
 mod calls;
 mod channel;
+pub mod cluster;
 mod commands;
 pub mod config;
 mod connect;

@@ -7,6 +7,7 @@
 //! Invariant: every subscription of a session is counted in its channel's `subs`, from the moment it
 //! is asked of the home until it is removed or refused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -18,6 +19,7 @@ use ringmain_proto::ws::Reader;
 use smallvec::SmallVec;
 
 use super::api::hash_name;
+use super::cluster::{SLOTS, slot_of};
 use super::engine::Slot;
 use super::mesh::Identity;
 use super::subscribe::NewSub;
@@ -375,6 +377,35 @@ pub(crate) struct Sessions {
     pages: Vec<Box<[Session]>>,
     users: HashTable<Slot>,
     serial: u32,
+    /// Kept in a cluster only.
+    slots: Option<Box<UserSlots>>,
+}
+
+/// Sessions of listed users by slot, and the slots where somebody was the first or the last.
+#[derive(Debug)]
+struct UserSlots {
+    counts: [u32; SLOTS as usize],
+    changed: BTreeSet<u16>,
+}
+
+impl UserSlots {
+    fn add(&mut self, user: &str) {
+        let slot = slot_of(user);
+        let count = &mut self.counts[usize::from(slot)];
+        *count += 1;
+        if *count == 1 {
+            self.changed.insert(slot);
+        }
+    }
+
+    fn remove(&mut self, user: &str) {
+        let slot = slot_of(user);
+        let count = &mut self.counts[usize::from(slot)];
+        *count -= 1;
+        if *count == 0 {
+            self.changed.insert(slot);
+        }
+    }
 }
 
 impl Sessions {
@@ -435,6 +466,9 @@ impl Sessions {
         if self.get(slot).user.is_empty() {
             return;
         }
+        if let Some(slots) = &mut self.slots {
+            slots.add(&self.pages[slot as usize / PAGE][slot as usize % PAGE].user);
+        }
         let hash = hash_name(&self.get(slot).user);
         let pages = &self.pages;
         self.users.insert_unique(hash, slot, |slot| {
@@ -450,6 +484,9 @@ impl Sessions {
         let hash = hash_name(&self.get(slot).user);
         if let Ok(entry) = self.users.find_entry(hash, |listed| *listed == slot) {
             entry.remove();
+            if let Some(slots) = &mut self.slots {
+                slots.remove(&self.pages[slot as usize / PAGE][slot as usize % PAGE].user);
+            }
         }
         if self.users.capacity() > 4 * (self.users.len() + 64) {
             let pages = &self.pages;
@@ -483,6 +520,25 @@ impl Sessions {
         hashes.sort_unstable();
         hashes.dedup();
         hashes
+    }
+
+    /// Keeps account of users' slots from now on; all that are in use have changed.
+    pub(crate) fn start_slots(&mut self) {
+        let mut slots = Box::new(UserSlots { counts: [0; SLOTS as usize], changed: BTreeSet::new() });
+        self.users.iter().for_each(|slot| slots.add(&self.get(*slot).user));
+        self.slots = Some(slots);
+    }
+
+    /// Whether there are changes of users' slots to take.
+    pub(crate) fn slots_changed(&self) -> bool {
+        self.slots.as_ref().is_some_and(|slots| !slots.changed.is_empty())
+    }
+
+    /// The slots that changed since the last look, and whether a user of theirs is here.
+    pub(crate) fn take_slots(&mut self) -> Vec<(u16, bool)> {
+        let Some(slots) = &mut self.slots else { return Vec::new() };
+        let changed = std::mem::take(&mut slots.changed);
+        changed.into_iter().map(|slot| (slot, slots.counts[usize::from(slot)] > 0)).collect()
     }
 
     /// Every slot that holds a connection.

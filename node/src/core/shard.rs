@@ -104,6 +104,9 @@ pub struct Core {
     pub(crate) partial_bytes: usize,
     pub(crate) pools_checked_ms: u64,
     pub(crate) waiters: super::home::Waiters,
+    /// Members of channels on other nodes, and what those are told: nothing outside of a cluster.
+    pub(crate) remote: super::home::Remotes,
+    pub(crate) news: super::home::NewsQueue,
     pub(crate) scratch: Vec<u8>,
     pub(crate) publisher: Option<Box<PublisherCopy>>,
 }
@@ -179,6 +182,8 @@ impl Core {
             partial_bytes: 0,
             pools_checked_ms: now.mono_ms,
             waiters: super::home::Waiters::default(),
+            remote: super::home::Remotes::default(),
+            news: super::home::NewsQueue::default(),
             scratch: Vec::new(),
             publisher: None,
             config,

@@ -115,7 +115,8 @@ impl Core {
         let extra = session.sub_extra_mut(index);
         extra.joining = Some(Box::new(Joining::of(&mut new)));
         (extra.expire_at, extra.chan_info) = (new.expire_at, new.chan_info);
-        let identity = (new.presence || new.announce).then(|| session.identity(index));
+        let identity =
+            (new.presence || new.announce).then(|| session.identity(index).announced(new.announce));
         let origin = Origin { slot, serial: session.serial, id: new.id };
         self.metrics.add(Metric::Subscriptions, 1);
         let request = SubscribeAtHome {
@@ -313,7 +314,9 @@ impl Core {
         }
         self.remove_receiver(slot, index);
         let session = self.sessions.get(slot);
-        let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0).then(|| session.identity(index));
+        let announced = sub.flags & SUB_ANNOUNCED != 0;
+        let identity = (sub.flags & (SUB_PRESENCE | SUB_ANNOUNCED) != 0)
+            .then(|| session.identity(index).announced(announced));
         self.forget_sub(slot, index);
         let channel = self.channels.get(index);
         let home = channel.home;

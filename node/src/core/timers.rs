@@ -32,6 +32,8 @@ impl Core {
             self.poll_bus(now);
         }
         self.tell_gaps(now);
+        self.remote_timers(now);
+        self.report_news(now);
         self.drain_step(now);
         if now.mono_ms >= self.pools_checked_ms + POOL_CHECK_MS {
             self.pools_checked_ms = now.mono_ms;
@@ -48,7 +50,8 @@ impl Core {
         let drain = self.drain.as_ref().filter(|drain| !drain.told);
         let drain = drain.map(|_| self.pools_checked_ms + POOL_CHECK_MS);
         let pools = self.over_pool().then_some(self.pools_checked_ms + POOL_CHECK_MS);
-        [self.wheel.next_ms(), self.bus.next_deadline(), drain, pools].into_iter().flatten().min()
+        let cluster = [self.remote.next_ms(), self.next_report_ms()].into_iter().flatten().min();
+        [self.wheel.next_ms(), self.bus.next_deadline(), drain, pools, cluster].into_iter().flatten().min()
     }
 
     /// Sets a slot's entry in the wheel to its next deadline.

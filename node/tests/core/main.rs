@@ -2,6 +2,7 @@
 //! seeded cuts in every send. A failure of a seeded test prints its seed.
 
 mod closing;
+mod cluster;
 mod fairness;
 mod fanout;
 mod figures;

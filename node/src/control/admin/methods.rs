@@ -269,12 +269,12 @@ impl Methods {
     async fn presence(&self, channel: &str) -> MethodResult {
         self.check_channel(channel)?;
         match self.router.home(channel, Call::Presence { channel: channel.into() }).await? {
-            Answer::Presence(members) => {
+            Answer::Presence { members, partial } => {
                 let members = members.iter();
                 let presence: Option<_> = members
                     .map(|member| Some((member.client.to_string(), results::member(member)?)))
                     .collect();
-                encode(&results::Presence { presence: presence.ok_or(ErrorCode::Internal)? })
+                encode(&results::Presence { presence: presence.ok_or(ErrorCode::Internal)?, partial })
             }
             other => Err(unexpected(&other)),
         }
@@ -283,8 +283,8 @@ impl Methods {
     async fn presence_stats(&self, channel: &str) -> MethodResult {
         self.check_channel(channel)?;
         match self.router.home(channel, Call::PresenceStats { channel: channel.into() }).await? {
-            Answer::PresenceStats { num_clients, num_users } => {
-                encode(&results::PresenceStats { num_clients, num_users })
+            Answer::PresenceStats { num_clients, num_users, partial } => {
+                encode(&results::PresenceStats { num_clients, num_users, partial })
             }
             other => Err(unexpected(&other)),
         }

@@ -15,6 +15,10 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 /// An error object.
 #[derive(Debug, Serialize)]
 pub(super) struct ErrorObject {
@@ -66,6 +70,9 @@ pub(super) struct Client<'a> {
 #[derive(Debug, Serialize)]
 pub(super) struct Presence<'a> {
     pub presence: BTreeMap<String, Client<'a>>,
+    /// Not every node answered in time; left out where all did.
+    #[serde(skip_serializing_if = "is_false")]
+    pub partial: bool,
 }
 
 /// Of `presence_stats`.
@@ -73,6 +80,9 @@ pub(super) struct Presence<'a> {
 pub(super) struct PresenceStats {
     pub num_clients: u32,
     pub num_users: u32,
+    /// Not every node answered in time; left out where all did.
+    #[serde(skip_serializing_if = "is_false")]
+    pub partial: bool,
 }
 
 /// A publication of `history`.

@@ -261,22 +261,29 @@ async fn calls_about_users_ask_every_shard() {
 #[tokio::test]
 async fn presence_and_its_figures() {
     let port = port(|_, call| match call {
-        Call::Presence { channel } if &**channel == "room:empty" => Some(Ok(Answer::Presence(Vec::new()))),
-        Call::Presence { .. } => Some(Ok(Answer::Presence(vec![
-            Member {
-                client: ClientId(0xc2),
-                user: "u".into(),
-                conn_info: Some(b"{\"a\":1.50}".to_vec()),
-                chan_info: None,
-            },
-            Member {
-                client: ClientId(0xc1),
-                user: String::new(),
-                conn_info: None,
-                chan_info: Some(b"[]".to_vec()),
-            },
-        ]))),
-        Call::PresenceStats { .. } => Some(Ok(Answer::PresenceStats { num_clients: 0, num_users: 0 })),
+        Call::Presence { channel } if &**channel == "room:empty" => {
+            Some(Ok(Answer::Presence { members: Vec::new(), partial: false }))
+        }
+        Call::Presence { .. } => Some(Ok(Answer::Presence {
+            partial: false,
+            members: vec![
+                Member {
+                    client: ClientId(0xc2),
+                    user: "u".into(),
+                    conn_info: Some(b"{\"a\":1.50}".to_vec()),
+                    chan_info: None,
+                },
+                Member {
+                    client: ClientId(0xc1),
+                    user: String::new(),
+                    conn_info: None,
+                    chan_info: Some(b"[]".to_vec()),
+                },
+            ],
+        })),
+        Call::PresenceStats { .. } => {
+            Some(Ok(Answer::PresenceStats { num_clients: 0, num_users: 0, partial: false }))
+        }
         other => panic!("{other:?}"),
     });
     let expected = concat!(
@@ -362,7 +369,9 @@ async fn a_batch_is_not_wrapped_in_a_result() {
     let port = port(|_, call| match call {
         Call::Publish { channel, .. } if &**channel == "room:no" => Some(Err(ErrorCode::PermissionDenied)),
         Call::Publish { channel, .. } => published(channel.len() as u64, ""),
-        Call::PresenceStats { .. } => Some(Ok(Answer::PresenceStats { num_clients: 1, num_users: 0 })),
+        Call::PresenceStats { .. } => {
+            Some(Ok(Answer::PresenceStats { num_clients: 1, num_users: 0, partial: false }))
+        }
         Call::Disconnect { .. } => done(),
         other => panic!("{other:?}"),
     });

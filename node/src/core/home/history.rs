@@ -11,7 +11,7 @@ use ringmain_proto::time::Now;
 
 use super::relay::RELAY_MESSAGE_BYTES_MAX;
 use super::waiters::Waiter;
-use super::{PageRead, bus_channel, bus_error, no_channel};
+use super::{Asker, PageRead, Question, bus_channel, bus_error, no_channel};
 use crate::core::engine::ShardIndex;
 use crate::core::mesh::{Origin, Query, QueryAnswer, ToMember};
 use crate::core::shard::Core;
@@ -29,10 +29,13 @@ impl Core {
         now: Now,
     ) {
         let result = match query {
-            Query::Presence => Ok(QueryAnswer::Presence(self.members_of(channel))),
-            Query::PresenceStats => {
-                let (clients, users) = self.presence_stats_of(channel);
-                Ok(QueryAnswer::PresenceStats { clients, users })
+            Query::Presence | Query::PresenceStats => {
+                let stats = matches!(query, Query::PresenceStats);
+                return self.ask_presence(
+                    channel,
+                    Question { asker: Asker::Client(from, origin), stats },
+                    now,
+                );
             }
             Query::History { limit, since, reverse } => {
                 let max = self.config.client.history_publications_max;

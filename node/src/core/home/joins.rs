@@ -65,11 +65,10 @@ impl Core {
         }
     }
 
-    /// The members of a channel homed here.
+    /// The members of a channel homed here, on all nodes as far as they are known.
     pub(crate) fn members_of(&self, channel: &str) -> Vec<Member> {
-        let Some(presence) = self.presence_of(channel) else { return Vec::new() };
-        let mut members: Vec<Member> = presence
-            .iter()
+        let mut members: Vec<Member> = self
+            .everyone_in(channel)
             .map(|member| {
                 let ClientInfo { user, client, conn_info, chan_info } = member.as_client_info();
                 Member {
@@ -81,19 +80,28 @@ impl Core {
             })
             .collect();
         members.sort_by_key(|member| member.client);
+        // One that moved to this node may still be listed at the other.
+        members.dedup_by_key(|member| member.client);
         members
     }
 
-    /// Numbers of clients and of distinct users in a channel homed here.
+    /// Numbers of clients and of distinct users in a channel homed here, on all nodes as far as they are known.
     pub(crate) fn presence_stats_of(&self, channel: &str) -> (u32, u32) {
-        let Some(presence) = self.presence_of(channel) else { return (0, 0) };
-        let mut users: Vec<&str> = presence.iter().map(Identity::user).collect();
+        let mut users: Vec<&str> = self.everyone_in(channel).map(Identity::user).collect();
+        let clients = users.len() as u32;
         users.sort_unstable();
         users.dedup();
-        (presence.len() as u32, users.len() as u32)
+        (clients, users.len() as u32)
     }
 
-    fn presence_of(&self, channel: &str) -> Option<&Presence> {
+    /// Members through this node, and those that other nodes told of.
+    fn everyone_in(&self, channel: &str) -> impl Iterator<Item = &Identity> {
+        let local = self.presence_of(channel).into_iter().flat_map(Presence::iter);
+        local.chain(self.remote.members(channel))
+    }
+
+    /// Members through this node.
+    pub(super) fn presence_of(&self, channel: &str) -> Option<&Presence> {
         let index = self.channels.find(channel)?;
         Some(&self.channels.get(index).home_part.as_ref()?.presence)
     }

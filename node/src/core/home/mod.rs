@@ -3,8 +3,9 @@
 //! Owns the home's side of every channel ([`HomePart`]) and the way of a message to a home or from it.
 //! The behaviour is spread over the modules below: [`publish`] (into the bus, and to this shard's
 //! subscribers), [`relay`] (to other shards), [`subscribe`] (recovery, the end of interest), [`joins`]
-//! (presence), [`history`] (what is asked of it), [`waiters`] (late answers of the bus). None of them
-//! knows a session beyond its slot, nor a socket.
+//! (presence), [`remote`] (presence on other nodes), [`news`] (what other nodes are told), [`history`] (what is
+//! asked of it), [`waiters`] (late answers of the bus). None of them knows a session beyond its slot, nor a
+//! socket.
 //!
 //! Invariants:
 //! * whatever a subscriber's shard is sent about a channel travels in one order: relay first, then
@@ -13,8 +14,10 @@
 
 mod history;
 mod joins;
+mod news;
 mod publish;
 mod relay;
+mod remote;
 mod subscribe;
 mod waiters;
 
@@ -23,6 +26,8 @@ use ringmain_proto::close::ErrorCode;
 use ringmain_proto::message::Publication;
 use ringmain_proto::time::Now;
 
+pub(crate) use self::news::NewsQueue;
+pub(crate) use self::remote::{Asker, Question, Remotes};
 pub(crate) use self::waiters::Waiters;
 
 use super::channel::{Channels, NoChannel};

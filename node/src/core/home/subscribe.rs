@@ -55,6 +55,7 @@ impl Core {
         channel.opened = true;
         channel.epoch = position.epoch.get();
         channel.top = position.offset;
+        self.hold(index);
     }
 
     /// The bus confirmed interest, or could not.
@@ -184,12 +185,15 @@ impl Core {
             while self.flush_peer(index, from, now) {}
             self.count_peer(index, from, request.member);
         }
-        let announce = request.announce;
+        let (announce, presence) = (request.announce, request.presence);
         let Channel { epoch, top, .. } = *self.channels.get(index);
         let result = Ok(Recovered { epoch, top, records, recovered });
         self.answer_subscribe(from, Subscribed { request, result }, now);
-        if let Some(identity) = identity.filter(|_| announce) {
-            self.announce(index, true, &identity, now);
+        if let Some(identity) = identity {
+            self.tell_joined(index, &identity, presence);
+            if announce {
+                self.announce(index, true, &identity, now);
+            }
         }
     }
 
@@ -234,8 +238,11 @@ impl Core {
                 channel.home_part = None;
             }
         }
-        if let Some(identity) = leave.identity.as_ref().filter(|_| leave.announce) {
-            self.announce(index, false, identity, now);
+        if let Some(identity) = &leave.identity {
+            self.tell_left(index, identity, leave.presence);
+            if leave.announce {
+                self.announce(index, false, identity, now);
+            }
         }
         self.close_if_unused(index, now);
     }
@@ -250,6 +257,7 @@ impl Core {
         if channel.is_unused() && !self.waiters.opening.contains_key(&index) {
             if channel.opened {
                 channel.opened = false;
+                self.release(index);
                 self.bus.close(now, ChannelId(index));
             }
             self.drop_channel_if_unused(index, now);
