@@ -5,7 +5,7 @@
 import { Cluster, openNamespace, until } from '../lib/cluster.js';
 import { FAULTS } from './list.js';
 import { add, clashes, judge } from './oracle.js';
-import { pause, Publisher, Subscriber } from './wire.js';
+import { ApiPublisher, pause, Publisher, Subscriber } from './wire.js';
 
 // Channels with history and without. So many that every master and several partitions have some.
 const POSITIONED = Array.from({ length: 8 }, (_, n) => `kept:f${n}`);
@@ -75,6 +75,8 @@ export async function runCell(bus, fault, { rate = 50, keep = false, say = () =>
 export const isWrong = ({ failure, lostSilent, doubles, reordered, ghosts, clashes }) =>
   Boolean(failure) || lostSilent + doubles + reordered + ghosts + clashes > 0;
 
+const lastAcked = (list) => list.findLast(({ outcome }) => outcome === 'acked').n;
+
 /** Clients on every node, and what they measured. */
 class Run {
   constructor(cluster, rate) {
@@ -82,6 +84,8 @@ class Run {
     const places = () => cluster.nodes.map(({ port }) => port);
     this.subscribers = cluster.nodes.map((_, home) => new Subscriber(places, home, CHANNELS));
     this.publishers = cluster.nodes.map((_, home) => new Publisher(places, home, `p${home}`, CHANNELS));
+    const last = cluster.nodes.length - 1;
+    this.publishers.push(new ApiPublisher(() => cluster.nodes[last], 'api', POSITIONED));
     this.readiness = cluster.nodes.map(() => []);
     this.rate = rate;
   }
@@ -92,7 +96,8 @@ class Run {
     this.going = true;
     this.watches = this.cluster.nodes.map((_, index) => this.watch(index));
     this.traffic = this.tick();
-    const flowing = () => this.everySeen((seen) => seen.newest.size === this.publishers.length);
+    const flowing = () =>
+      this.everySeen(({ channel, newest }) => this.publishers.every(({ name, sent }) => !sent.has(channel) || newest.has(name)));
     await until(flowing, START_MS, () => 'everything to flow before the fault');
   }
 
@@ -168,7 +173,7 @@ class Run {
     await this.traffic;
     await until(() => this.publishers.every(({ inflight }) => inflight === 0), END_MS, () => 'answers to all publishes');
     const lasts = await Promise.all(
-      this.publishers.flatMap((publisher) => CHANNELS.map((channel) => this.#last(publisher, channel))),
+      this.publishers.flatMap((publisher) => [...publisher.sent.keys()].map((channel) => this.#last(publisher, channel))),
     );
     for (const { name, channel, n } of lasts) {
       const there = () => this.subscribers.every(({ channels }) => channels.get(channel).newest.get(name) >= n);
@@ -184,7 +189,7 @@ class Run {
       }
       await pause(100);
     }
-    return { name: publisher.name, channel, n: publisher.sent.get(channel).length };
+    return { name: publisher.name, channel, n: lastAcked(publisher.sent.get(channel)) };
   }
 
   async stop() {
@@ -196,14 +201,14 @@ class Run {
   result() {
     const total = { delivered: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, clashes: 0, examples: [] };
     for (const channel of CHANNELS) {
-      const sent = this.publishers.flatMap((publisher) => publisher.sent.get(channel));
+      const sent = this.publishers.flatMap((publisher) => publisher.sent.get(channel) ?? []);
       const logs = this.subscribers.map(({ channels }) => channels.get(channel).log);
       for (const [index, log] of logs.entries()) {
         const judged = judge(log, sent);
         judged.examples = judged.examples.map((example) => ({ channel, subscriber: index + 1, ...example }));
         add(total, judged);
       }
-      const double = clashes(logs);
+      const double = clashes([...logs, sent.filter(({ epoch }) => epoch)]);
       add(total, { clashes: double.length, examples: double.map(([epoch, offset, ...what]) => ({ channel, epoch, offset, what })) });
     }
     const sent = this.publishers.flatMap((publisher) => [...publisher.sent.values()].flat());

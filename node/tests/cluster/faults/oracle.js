@@ -7,7 +7,8 @@
 // without, every subscription after the first (what ended the one before was said: 2500, or a closed connection).
 // A publisher numbers what it sends to a channel 1, 2, 3, …, in the order of sending. So what is missing lies between
 // its neighbours of the same publisher, and it was told if a "told" stands between them. Every publisher's last
-// number arrives everywhere (the run waits for that), so there is always a neighbour behind.
+// number arrives everywhere (the run waits for that), so there is always a neighbour behind. Where the position that
+// was acknowledged is known, its neighbours in the stream are taken instead: repeats leave the order of numbers.
 
 const key = ({ publisher, n }) => `${publisher} ${n}`;
 
@@ -30,7 +31,9 @@ export function judge(log, sent) {
       note('ghosts', publication);
     }
     if (publication.outcome === 'acked' && !here) {
-      const [from, to] = around(byPublisher.get(publication.publisher) ?? [], publication.n, log.length);
+      const [from, to] = publication.epoch
+        ? aroundPosition(log, publication)
+        : around(byPublisher.get(publication.publisher) ?? [], publication.n, log.length);
       note(toldBefore[to] > toldBefore[from] ? 'lostTold' : 'lostSilent', publication);
     }
   }
@@ -86,6 +89,18 @@ function around(list, n, end) {
   const from = before < 0 ? 0 : list[before][1];
   const to = behind < 0 ? end : list[behind][1];
   return [Math.min(from, to), Math.max(from, to)];
+}
+
+/** The part of the log in which a position should stand: behind the last one below it, before what came next. */
+function aroundPosition(log, { epoch, offset }) {
+  const from = log.findLastIndex((entry) => entry.epoch === epoch && entry.offset < offset);
+  if (from >= 0) {
+    const next = log.findIndex((entry, index) => index > from && !entry.told);
+    return [from, next < 0 ? log.length : next];
+  }
+  const to = log.findIndex((entry) => entry.epoch === epoch && entry.offset > offset);
+  const before = to < 0 ? -1 : log.findLastIndex((entry, index) => index < to && !entry.told);
+  return [Math.max(before, 0), to < 0 ? log.length : to];
 }
 
 /** How many words of a loss stand before each index. */

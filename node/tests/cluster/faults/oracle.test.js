@@ -42,6 +42,17 @@ check('an unknown one may be missing', [at(1), at(3)], sent('acked', 'unknown', 
 check('an unknown one may come', [at(1), at(2)], sent('acked', 'unknown'), {});
 check('a refused one may not come', [at(1), at(2)], sent('acked', 'refused'), { ghosts: 1 });
 
+const placed = (...offsets) => offsets.map((offset, n) => ({ publisher: 'p', n: n + 1, outcome: 'acked', offset, epoch: 'e' }));
+check('a position without a word', [at(1), at(3)], placed(1, 2, 3), { lostSilent: 1 });
+check('a position with a word', [at(1), told, at(3)], placed(1, 2, 3), { lostTold: 1 });
+check('a position, the word later', [at(1), at(3), told], placed(1, 2, 3), { lostSilent: 1 });
+check('the first position', [told, at(2)], placed(1, 2), { lostTold: 1 });
+check('the first position without a word', [at(2), told], placed(1, 2), { lostSilent: 1 });
+check('a position in the order of a repeat', [told, at(2, 1), at(1, 2), at(4, 4)], placed(2, 1, 3, 4), { lostSilent: 1 });
+check('a position of a lost epoch', [at(1), told, at(3, 2, 'f')], placed(1, 2), { lostTold: 1 });
+check('a position of a lost epoch without a word', [at(1), at(3, 2, 'f'), told], placed(1, 2), { lostSilent: 1 });
+check('a position of an epoch never seen', [at(3, 1, 'f'), told], placed(1), { lostTold: 1 });
+
 test('a name that stands for two publications', () => {
   assert.deepEqual(clashes([[at(1), at(2)], [at(1), told, at(3, 2)]]), [['e', 2, 'p 2', 'p 3']]);
   assert.deepEqual(clashes([[at(1), at(2)], [at(1), at(2)], [plain(1), plain(2)]]), []);

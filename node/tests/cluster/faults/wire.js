@@ -3,6 +3,7 @@
 //
 // Owns: the connection, its life, and the log. Must not know: what is right.
 
+import { API_KEY } from '../../e2e/lib/node.js';
 import { Raw } from '../../e2e/lib/raw.js';
 
 // The node pings every second (see main.js); silence for longer than this is a dead connection, in milliseconds.
@@ -16,6 +17,9 @@ const ANSWER_MS = 8_000;
 
 // Publications on their way at the most: beyond it the publisher waits.
 const INFLIGHT_MAX = 64;
+
+// How often a publish by the API is tried, while it is not known what became of it.
+const API_ATTEMPTS = 5;
 
 /** A connection that upgrades, and hands each message over as it comes. */
 class Frames extends Raw {
@@ -294,6 +298,66 @@ export class Publisher extends Client {
     }
     entry.settledAt = performance.now();
     return entry.outcome;
+  }
+}
+
+/** Publishes by a node's API, and repeats what it does not know under the same idempotency key. */
+export class ApiPublisher {
+  /** `node` gives the node now. */
+  constructor(node, name, channels) {
+    this.node = node;
+    this.name = name;
+    this.sent = new Map(channels.map((channel) => [channel, []]));
+    this.order = [...channels];
+    this.next = 0;
+    this.inflight = 0;
+    this.open = true;
+    this.codes = new Map();
+  }
+
+  tick() {
+    if (this.inflight < INFLIGHT_MAX) {
+      this.publish(this.order[this.next++ % this.order.length]);
+    }
+  }
+
+  async publish(channel) {
+    const list = this.sent.get(channel);
+    const entry = { publisher: this.name, n: list.length + 1, outcome: 'unknown', at: performance.now() };
+    list.push(entry);
+    this.inflight += 1;
+    const body = { channel, data: [this.name, entry.n], idempotency_key: `${this.name}-${entry.n}` };
+    for (let attempt = 0; attempt < API_ATTEMPTS && entry.outcome === 'unknown'; attempt++) {
+      // Once it may have been accepted, a refusal of a repeat says nothing about the first attempt.
+      Object.assign(entry, await this.#try(body, attempt > 0));
+      await pause(entry.outcome === 'unknown' ? RETRY_MS : 0);
+    }
+    this.inflight -= 1;
+    return entry.outcome;
+  }
+
+  async #try(body, wasUnknown) {
+    try {
+      const { adminPort } = this.node();
+      const response = await fetch(`http://127.0.0.1:${adminPort}/api/publish`, {
+        method: 'POST',
+        headers: { 'X-API-Key': API_KEY },
+        body: JSON.stringify(body),
+        signal: AbortSignal.timeout(ANSWER_MS),
+      });
+      const { result, error } = response.status === 200 ? await response.json() : { error: { code: response.status } };
+      if (result) {
+        return { outcome: 'acked', offset: result.offset, epoch: result.epoch };
+      }
+      this.codes.set(error.code, (this.codes.get(error.code) ?? 0) + 1);
+      return { outcome: error.code === 100 || wasUnknown ? 'unknown' : 'refused' };
+    } catch {
+      return { outcome: 'unknown' };
+    }
+  }
+
+  async stop() {
+    this.open = false;
   }
 }
 
