@@ -10,6 +10,7 @@
 //! | [`lineage`] | epochs that follow one another, as pure functions, and their exhaustive search |
 //! | [`link`] | a shard's port to a bus on another thread |
 //! | [`hub`] | a node's channels on one backend: chains, interest, joined reads, healing |
+//! | [`kafka`] | the backend for Kafka |
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
 //! | [`suite`] | the one contract suite |
@@ -22,6 +23,7 @@ pub mod contract;
 pub mod envelope;
 pub mod epoch;
 pub mod hub;
+pub mod kafka;
 pub mod lineage;
 pub mod link;
 pub mod memory;

@@ -1,0 +1,409 @@
+//! A real Apache Kafka in KRaft mode: one broker or three, and what can be done to them.
+//!
+//! Every broker has a listener that is advertised as it is, and one for each node of a cluster under test, which is
+//! advertised at a relay of this process: so a node's connections go through that node's proxies, whichever broker
+//! they are for, and can be cut.
+#![allow(dead_code, reason = "each test uses its part of it")]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use ringmain_bus::kafka::{self, KafkaOptions};
+
+use crate::live::process::{self, Process};
+use crate::live::proxy::Proxies;
+use crate::live::{Broker, Start};
+
+/// Nodes of a cluster under test, at most.
+pub(crate) const NODES: usize = 3;
+
+/// How long a broker may take to start on a busy machine.
+const START_MAX: Duration = Duration::from_secs(120);
+
+const VERSION: &str = "4.3.1";
+const CLUSTER_ID: &str = "cmluZ21haW4tdGVzdHMtMQ";
+
+/// A port of this process that passes everything on to a port that may change.
+struct Relay {
+    port: u16,
+    to: Arc<AtomicU16>,
+}
+
+impl Relay {
+    fn new() -> Relay {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let to = Arc::new(AtomicU16::new(0));
+        let target = to.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let target = target.load(Ordering::Acquire);
+                std::thread::spawn(move || {
+                    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else { return };
+                    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| pass(&client, &server));
+                        pass(&server, &client);
+                    });
+                });
+            }
+        });
+        Relay { port, to }
+    }
+}
+
+/// Until one side ends.
+fn pass(mut from: &TcpStream, mut to: &TcpStream) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(bytes @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..bytes]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// One broker.
+struct Server {
+    directory: PathBuf,
+    /// Advertised as it is; for the controllers; for each node.
+    ports: Vec<u16>,
+    relays: Vec<Relay>,
+    process: Option<Process>,
+    starts: u32,
+    is_paused: bool,
+}
+
+/// A running cluster of one or three brokers.
+pub(crate) struct Servers {
+    _directory: tempfile::TempDir,
+    servers: Vec<Server>,
+}
+
+impl Servers {
+    /// Formats and starts so many brokers.
+    pub(crate) fn new(count: usize) -> Servers {
+        let directory = tempfile::Builder::new().prefix("ringmain-kafka-").tempdir().unwrap();
+        let ports = process::free_ports(count * (2 + NODES));
+        let servers: Vec<Server> = ports
+            .chunks(2 + NODES)
+            .enumerate()
+            .map(|(index, ports)| Server {
+                directory: directory.path().join(format!("n{}", index + 1)),
+                ports: ports.to_vec(),
+                relays: (0..NODES).map(|_| Relay::new()).collect(),
+                process: None,
+                starts: 0,
+                is_paused: false,
+            })
+            .collect();
+        let voters: Vec<String> = servers
+            .iter()
+            .zip(1..)
+            .map(|(server, id)| format!("{id}@127.0.0.1:{}", server.ports[1]))
+            .collect();
+        let voters = voters.join(",");
+        for (server, id) in servers.iter().zip(1..) {
+            std::fs::create_dir_all(&server.directory).unwrap();
+            let properties = server.properties(id, count, &voters);
+            std::fs::write(server.directory.join("server.properties"), properties).unwrap();
+        }
+        let mut servers = Servers { _directory: directory, servers };
+        servers.start_all();
+        servers
+    }
+
+    /// Starts those that do not run, at the same time.
+    fn start_all(&mut self) {
+        let dead = || self.servers.iter().enumerate().filter(|(_, server)| server.process.is_none());
+        let dead: Vec<usize> = dead().map(|(index, _)| index).collect();
+        dead.iter().for_each(|index| self.servers[*index].start());
+        dead.iter().for_each(|index| self.servers[*index].await_started());
+    }
+
+    /// Addresses at which everything is advertised as it is.
+    pub(crate) fn brokers(&self) -> Vec<String> {
+        self.servers.iter().map(|server| format!("127.0.0.1:{}", server.ports[0])).collect()
+    }
+
+    /// SIGKILL to one broker.
+    pub(crate) fn kill(&mut self, server: usize) {
+        self.servers[server].kill();
+    }
+
+    /// SIGSTOP to one broker.
+    pub(crate) fn pause(&mut self, server: usize) {
+        self.servers[server].pause();
+    }
+
+    /// All run again.
+    pub(crate) fn restore(&mut self) {
+        self.servers.iter_mut().for_each(Server::resume);
+        self.start_all();
+    }
+
+    /// The server of this port of [`Servers::brokers`].
+    pub(crate) fn server_at(&self, port: i32) -> usize {
+        let is_at = |server: &Server| server.ports[0] == port as u16;
+        self.servers.iter().position(is_at).expect("a broker of ours")
+    }
+}
+
+impl Server {
+    fn properties(&self, id: usize, count: usize, voters: &str) -> String {
+        let listener = |name: &str, port: u16| format!("{name}://127.0.0.1:{port}");
+        let mut listeners = vec![listener("DIRECT", self.ports[0]), listener("CONTROLLER", self.ports[1])];
+        let mut advertised = vec![listener("DIRECT", self.ports[0])];
+        let mut protocols = vec!["DIRECT:PLAINTEXT".to_owned(), "CONTROLLER:PLAINTEXT".to_owned()];
+        for (node, relay) in self.relays.iter().enumerate() {
+            listeners.push(listener(&format!("NODE{node}"), self.ports[2 + node]));
+            advertised.push(listener(&format!("NODE{node}"), relay.port));
+            protocols.push(format!("NODE{node}:PLAINTEXT"));
+        }
+        let (copies, in_sync) = if count >= 3 { (3, 2) } else { (1, 1) };
+        format!(
+            "process.roles=broker,controller\nnode.id={id}\ncontroller.quorum.voters={voters}\n\
+             listeners={}\nadvertised.listeners={}\nlistener.security.protocol.map={}\n\
+             controller.listener.names=CONTROLLER\ninter.broker.listener.name=DIRECT\nlog.dirs={}\n\
+             num.network.threads=2\nnum.io.threads=2\nbackground.threads=2\nnum.recovery.threads.per.data.dir=1\n\
+             default.replication.factor={copies}\nmin.insync.replicas={in_sync}\n\
+             offsets.topic.replication.factor={copies}\noffsets.topic.num.partitions=1\n\
+             transaction.state.log.replication.factor={copies}\ntransaction.state.log.min.isr={in_sync}\n\
+             transaction.state.log.num.partitions=1\nshare.coordinator.state.topic.replication.factor={copies}\n\
+             share.coordinator.state.topic.min.isr={in_sync}\nshare.coordinator.state.topic.num.partitions=1\n\
+             log.cleaner.dedupe.buffer.size=16777216\nlog.cleaner.threads=1\nlog.index.size.max.bytes=65536\n\
+             auto.create.topics.enable=false\nauto.leader.rebalance.enable=false\n\
+             broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=300\n\
+             controller.quorum.fetch.timeout.ms=1000\ncontroller.quorum.election.timeout.ms=500\n\
+             controlled.shutdown.enable=false\n",
+            listeners.join(","),
+            advertised.join(","),
+            protocols.join(","),
+            self.data().display(),
+        )
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join(format!("log-{}", self.starts))
+    }
+
+    /// What `java` is given to run one of Kafka's programs.
+    fn arguments(main: &str, arguments: &[&str]) -> Vec<String> {
+        let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/brokers/kafka-{VERSION}"));
+        assert!(
+            jars.join(format!("kafka_2.13-{VERSION}.jar")).exists(),
+            "no Apache Kafka in {}: deploy/local/install kafka",
+            jars.display()
+        );
+        let options = [
+            "-Xms64m",
+            "-Xmx256m",
+            "-Xss512k",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:MaxMetaspaceSize=128m",
+            "-XX:-UsePerfData",
+            "-Djava.awt.headless=true",
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
+            "-cp",
+        ];
+        let jars = format!("{}/*", jars.display());
+        options
+            .into_iter()
+            .chain([jars.as_str(), main])
+            .chain(arguments.iter().copied())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn start(&mut self) {
+        let properties = self.directory.join("server.properties");
+        let properties = properties.to_str().unwrap();
+        if !self.data().join("meta.properties").exists() {
+            let arguments = ["format", "-t", CLUSTER_ID, "-c", properties];
+            let arguments = Self::arguments("kafka.tools.StorageTool", &arguments);
+            let java = process::program("java", "kafka");
+            let formatted = std::process::Command::new(java).args(arguments).output().unwrap();
+            assert!(
+                formatted.status.success(),
+                "cannot format:\n{}",
+                String::from_utf8_lossy(&formatted.stderr)
+            );
+        }
+        self.starts += 1;
+        let (java, arguments) =
+            (process::program("java", "kafka"), Self::arguments("kafka.Kafka", &[properties]));
+        self.process = Some(process::start(&java, &arguments, &self.directory, &self.log()));
+    }
+
+    fn await_started(&mut self) {
+        let (log, ends) = (self.log(), Instant::now() + START_MAX);
+        let is_started =
+            || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("Kafka Server started"));
+        while !is_started() {
+            assert!(Instant::now() < ends, "Kafka did not start:\n{}", process::tail(&log));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn kill(&mut self) {
+        self.is_paused = false;
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    fn pause(&mut self) {
+        if let Some(process) = &self.process {
+            process.signal("STOP");
+            self.is_paused = true;
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(process) = self.process.as_ref().filter(|_| self.is_paused) {
+            process.signal("CONT");
+            self.is_paused = false;
+        }
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        let _ = std::fs::remove_dir_all(to);
+        let status = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+        assert!(status.success(), "cannot copy {}", from.display());
+    }
+}
+
+/// The one Kafka of a test program, as one test uses it.
+pub(crate) struct Kafka {
+    guard: Guard,
+    topic: String,
+}
+
+/// Tests that only use the broker use it at the same time, those that break it alone.
+enum Guard {
+    Shared(RwLockReadGuard<'static, Servers>),
+    Alone(RwLockWriteGuard<'static, Servers>),
+}
+
+static SERVERS: OnceLock<RwLock<Servers>> = OnceLock::new();
+static TOPICS: AtomicU32 = AtomicU32::new(0);
+
+fn servers() -> &'static RwLock<Servers> {
+    SERVERS.get_or_init(|| RwLock::new(Servers::new(1)))
+}
+
+impl Kafka {
+    /// One broker, used by others, too.
+    pub(crate) fn shared() -> Kafka {
+        let guard = servers().read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Kafka { guard: Guard::Shared(guard), topic: "shared".into() }
+    }
+
+    /// One broker for this test alone, with a topic of its own.
+    pub(crate) fn alone() -> Kafka {
+        let mut guard = servers().write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // A test that failed may have left it broken.
+        guard.restore();
+        let topic = format!("alone-{}", TOPICS.fetch_add(1, Ordering::Relaxed));
+        Kafka { guard: Guard::Alone(guard), topic }
+    }
+
+    fn servers(&self) -> &Servers {
+        match &self.guard {
+            Guard::Shared(servers) => servers,
+            Guard::Alone(servers) => servers,
+        }
+    }
+
+    fn server(&mut self) -> &mut Server {
+        match &mut self.guard {
+            Guard::Shared(_) => panic!("others use this broker"),
+            Guard::Alone(servers) => &mut servers.servers[0],
+        }
+    }
+
+    /// How a node uses it.
+    pub(crate) fn options(&self, node: usize, proxies: &Arc<Proxies>) -> KafkaOptions {
+        let servers = self.servers();
+        let brokers = match &self.guard {
+            Guard::Shared(_) => servers.brokers(),
+            Guard::Alone(_) => servers.through(node, proxies),
+        };
+        KafkaOptions { topic: self.topic.clone(), ..options(brokers, servers.servers.len()) }
+    }
+}
+
+impl Servers {
+    /// Addresses that lead a node through its proxies.
+    pub(crate) fn through(&self, node: usize, proxies: &Arc<Proxies>) -> Vec<String> {
+        let through = |server: &Server| {
+            let (_, port) = proxies.through("127.0.0.1", server.ports[2 + node]);
+            server.relays[node].to.store(port, Ordering::Release);
+            format!("127.0.0.1:{}", server.relays[node].port)
+        };
+        self.servers.iter().map(through).collect()
+    }
+}
+
+/// What all tests have in common.
+pub(crate) fn options(brokers: Vec<String>, count: usize) -> KafkaOptions {
+    KafkaOptions { partitions: 4, small: count < 3, ..KafkaOptions::new(brokers) }
+}
+
+impl Broker for Kafka {
+    fn backend(&self, node: usize, proxies: &Arc<Proxies>) -> Start {
+        let options = self.options(node, proxies);
+        Box::new(move |ends| Box::pin(kafka::run(options, ends)))
+    }
+
+    fn kill(&mut self) {
+        self.server().kill();
+    }
+
+    fn pause(&mut self) {
+        self.server().pause();
+    }
+
+    fn restore(&mut self) {
+        match &mut self.guard {
+            Guard::Shared(_) => panic!("others use this broker"),
+            Guard::Alone(servers) => servers.restore(),
+        }
+    }
+
+    fn wipe(&mut self) {
+        let server = self.server();
+        server.kill();
+        std::fs::remove_dir_all(server.data()).unwrap();
+        self.restore();
+    }
+
+    /// There is one copy of everything: what is on its disk now is what will be left.
+    fn stop_replication(&mut self) {
+        let server = self.server();
+        server.pause();
+        Server::copy(&server.data(), &server.directory.join("behind"));
+        server.resume();
+    }
+
+    /// The disk is as it was, as if a replica that was behind had been elected.
+    fn fail_over(&mut self) {
+        let server = self.server();
+        server.kill();
+        Server::copy(&server.directory.join("behind"), &server.data());
+        self.restore();
+    }
+
+    fn patience_ms(&self) -> u64 {
+        120_000
+    }
+}
