@@ -12,6 +12,7 @@
 //! | [`hub`] | a node's channels on one backend: chains, interest, joined reads, healing |
 //! | [`kafka`] | the backend for Kafka |
 //! | [`memory`] | the embedded bus of one shard |
+//! | [`redis`] | the backend for Redis and Valkey |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
 //! | [`suite`] | the one contract suite |
 //!
@@ -29,6 +30,7 @@ pub mod link;
 pub mod memory;
 pub mod nonce;
 pub mod position;
+pub mod redis;
 pub mod sim;
 pub mod suite;
 pub mod types;

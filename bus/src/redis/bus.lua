@@ -1,0 +1,251 @@
+-- The one script of the bus: publishes, reads and clears channels, and sounds the canary.
+--
+-- Per channel one HASH, so that position, lineage, history and ids live and die together:
+--   m        replid (40) epoch (8) top floor last_ms oldest_ms ids_floor expires_ms (6 x 8, big endian) lineage (16 each)
+--   <offset> time_ms (8) envelope             history: the offsets (floor, top]
+--   i<id>    offset (8) time_ms (8)           where an id stands
+--   j<offset> time_ms (8) id                  the ids (ids_floor, top] by age
+--
+-- KEYS: one per operation. ARGV: the publish command, then each operation's letter and arguments.
+-- Answers one array per operation; what fails alone fails as {'X', message}.
+-- Epochs and replication ids are never numbers here: a number has 53 bits.
+
+local CHUNK = 500          -- fields of one command: Lua's stack is bounded
+local LINEAGE_BYTES = 128  -- the last 8
+local IDS_SLACK = 64       -- ids are let go in batches of this
+local PAGE_BYTES = 4194304 -- a page is cut here
+
+local call, pack, unpack_from, sub = redis.call, struct.pack, struct.unpack, string.sub
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local replid = string.match(call('INFO', 'replication'), 'master_replid:(%x+)')
+local publish_command = ARGV[1]
+local at = 1
+
+local function arg()
+  at = at + 1
+  return ARGV[at]
+end
+
+local function load(key)
+  local m = call('HGET', key, 'm')
+  if not m then return nil end
+  local s = { replid = sub(m, 1, 40), epoch = sub(m, 41, 48), lineage = sub(m, 97) }
+  s.top, s.floor, s.last, s.oldest, s.ids, s.expires = unpack_from('>I8I8I8I8I8I8', m, 49)
+  return s
+end
+
+local function state(s)
+  return replid .. s.epoch .. pack('>I8I8I8I8I8I8', s.top, s.floor, s.last, s.oldest, s.ids, s.expires) .. s.lineage
+end
+
+local function tell(s, key, channel, flags, previous, envelope)
+  local head = pack('>BBI2', 1, flags, #key) .. key .. s.epoch .. pack('>I8I8B', previous, s.top, #s.lineage / 16)
+  call(publish_command, channel, head .. s.lineage .. envelope)
+end
+
+local function drop(key, first, last)
+  while first <= last do
+    local fields = {}
+    for offset = first, math.min(last, first + CHUNK - 1) do fields[#fields + 1] = string.format('%.0f', offset) end
+    call('HDEL', key, unpack(fields))
+    first = first + CHUNK
+  end
+end
+
+local function time_of(key, offset)
+  local entry = call('HGET', key, string.format('%.0f', offset))
+  return entry and (unpack_from('>I8', entry)) or 0
+end
+
+-- Lets go what is older than the history's time: a search, for times never fall.
+local function expire(s, key, ttl)
+  if s.floor >= s.top or s.oldest + ttl > now then return end
+  local low, high = s.floor + 1, s.top + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if time_of(key, middle) + ttl > now then high = middle else low = middle + 1 end
+  end
+  drop(key, s.floor + 1, low - 1)
+  s.floor = low - 1
+  s.oldest = low <= s.top and time_of(key, low) or now
+  s.dirty = true
+end
+
+-- A position without an epoch is never given: creates or renews, and marks what is to be told.
+local function touch(key, nonce, ttl, keep)
+  local s = load(key)
+  if not s then
+    s = { epoch = nonce, lineage = '', top = 0, floor = 0, last = now, oldest = now, ids = 0, expires = 0 }
+    s.word, s.dirty = true, true
+  elseif s.replid ~= replid then
+    s.lineage = sub(s.lineage .. s.epoch .. pack('>I8', s.top), -LINEAGE_BYTES)
+    s.epoch = nonce
+    s.word, s.dirty = true, true
+  end
+  expire(s, key, ttl)
+  -- The key's time is set a sixteenth longer than asked, so that not every use has to set it.
+  if s.expires < now + keep or s.expires > now + 2 * keep then
+    s.expires = now + math.floor(keep / 16 * 17)
+    s.renew, s.dirty = true, true
+  end
+  return s
+end
+
+local function save(s, key, ...)
+  if s.dirty then
+    call('HSET', key, 'm', state(s), ...)
+    s.dirty = false
+  end
+  if s.renew then
+    call('PEXPIREAT', key, string.format('%.0f', s.expires))
+    s.renew = false
+  end
+end
+
+local function say_word(s, key, channel, flags)
+  if s.word then
+    tell(s, key, channel, flags, s.top, '')
+    s.word = false
+  end
+end
+
+-- Ids older than the window, or too many, are let go; a batch at a time.
+local function forget_ids(s, key, window, most)
+  local first, last = s.ids + 1, math.min(s.top, s.ids + IDS_SLACK)
+  local fields = {}
+  for offset = first, last do fields[#fields + 1] = 'j' .. string.format('%.0f', offset) end
+  local kept = call('HMGET', key, unpack(fields))
+  local gone = {}
+  for i = 1, #fields do
+    local entry, offset = kept[i], first + i - 1
+    if entry then
+      if (unpack_from('>I8', entry)) + window > now and s.top - offset < most then break end
+      local id = 'i' .. sub(entry, 9)
+      local place = call('HGET', key, id)
+      if place and (unpack_from('>I8', place)) == offset then gone[#gone + 1] = id end
+      gone[#gone + 1] = fields[i]
+    end
+    s.ids = offset
+  end
+  if #gone > 0 then call('HDEL', key, unpack(gone)) end
+end
+
+local operations = {}
+local arguments = { P = 9, E = 4, R = 7, C = 4, K = 2 }
+
+-- A publication on a positioned channel.
+function operations.P(key)
+  local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
+  local size, window, most, id, envelope = tonumber(arg()), tonumber(arg()), tonumber(arg()), arg(), arg()
+  local s = touch(key, nonce, ttl, keep)
+  local seen = call('HGET', key, 'i' .. id)
+  if seen then
+    local offset, time = unpack_from('>I8I8', seen)
+    if time + window > now then
+      save(s, key)
+      say_word(s, key, channel, 0)
+      return { 'P', state(s), string.format('%.0f', offset), 1 }
+    end
+  end
+  if s.word then
+    save(s, key)
+    say_word(s, key, channel, 0)
+  end
+  local previous = s.top
+  local time = math.max(now, s.last)
+  local offset = string.format('%.0f', previous + 1)
+  local stamp = pack('>I8', time)
+  if s.floor == s.top then s.oldest = time end
+  s.top, s.last = previous + 1, time
+  local floor = math.max(s.floor, s.top - size)
+  local trimmed = s.floor
+  s.floor, s.dirty = floor, true
+  if s.top - s.ids > IDS_SLACK then forget_ids(s, key, window, most) end
+  save(s, key, offset, stamp .. envelope, 'i' .. id, pack('>I8', s.top) .. stamp, 'j' .. offset, stamp .. id)
+  tell(s, key, channel, 0, previous, envelope)
+  drop(key, trimmed + 1, floor)
+  return { 'P', state(s), offset, 0 }
+end
+
+-- A publication on an ephemeral channel: a counter under the same rule.
+function operations.E(key)
+  local channel, nonce, keep, envelope = arg(), arg(), tonumber(arg()), arg()
+  local s = touch(key, nonce, 0, keep)
+  local previous = s.top
+  s.top, s.floor, s.ids, s.last, s.dirty = previous + 1, previous + 1, previous + 1, now, true
+  save(s, key)
+  tell(s, key, channel, 1, previous, envelope)
+  return { 'E', state(s) }
+end
+
+-- A read of history and position: since ('' for none), limit, reverse (1 or 0).
+function operations.R(key)
+  local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
+  local since, limit, reverse = tonumber(arg()), tonumber(arg()), arg() == '1'
+  local s = touch(key, nonce, ttl, keep)
+  save(s, key)
+  say_word(s, key, channel, 0)
+  local from, to, step
+  if reverse then
+    from, to, step = since and math.min(since - 1, s.top) or s.top, s.floor + 1, -1
+  else
+    from, to, step = since and math.max(since, s.floor) + 1 or s.floor + 1, s.top, 1
+  end
+  local asked = math.max(0, (to - from) * step + 1)
+  local more, wanted, bytes, page = asked > limit and 1 or 0, math.min(asked, limit), 0, {}
+  local done = 0
+  while done < wanted do
+    local fields = {}
+    for i = done, math.min(wanted, done + CHUNK) - 1 do fields[#fields + 1] = string.format('%.0f', from + i * step) end
+    local entries = call('HMGET', key, unpack(fields))
+    for i = 1, #fields do
+      local entry = entries[i]
+      if entry then
+        bytes = bytes + #entry
+        if bytes > PAGE_BYTES and #page > 0 then return { 'R', state(s), 1, page } end
+        page[#page + 1] = fields[i]
+        page[#page + 1] = sub(entry, 9)
+      end
+    end
+    done = done + #fields
+  end
+  return { 'R', state(s), more, page }
+end
+
+-- Removes the history; the position stays.
+function operations.C(key)
+  local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
+  local s = touch(key, nonce, ttl, keep)
+  local floor = s.floor
+  if floor < s.top then s.floor, s.dirty = s.top, true end
+  save(s, key)
+  say_word(s, key, channel, 0)
+  drop(key, floor + 1, s.top)
+  return { 'C', state(s) }
+end
+
+-- The canary: comes back over the subscription, with the server's life and that of its data.
+function operations.K(key)
+  local nonce, payload = arg(), arg()
+  local life = call('GET', key)
+  if not life then
+    life = nonce
+    call('SET', key, life)
+  end
+  call(publish_command, key, pack('>B', 2) .. replid .. life .. payload)
+  return { 'K', replid, life }
+end
+
+local answers = {}
+for i = 1, #KEYS do
+  local letter, first = arg(), at
+  local count = arguments[letter]
+  local done, answer = pcall(operations[letter], KEYS[i])
+  if not done then
+    answer = { 'X', type(answer) == 'table' and answer.err or tostring(answer) }
+  end
+  at = first + count
+  answers[i] = answer
+end
+return answers

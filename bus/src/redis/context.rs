@@ -1,0 +1,182 @@
+//! What the tasks of one backend share: options, the way to the hub, publications that wait for another try.
+//!
+//! Owns: nonces, acks kept beyond a session. Must not know: connections.
+//! Invariant: every publication that left a session unanswered is in [`Context::orphans`] or was answered.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc};
+
+use crate::backend::{Call, OwnedId, Reply, Target};
+use crate::epoch::Epoch;
+use crate::lineage::KeptAck;
+use crate::nonce::Nonces;
+use crate::redis::options::RedisOptions;
+use crate::redis::script::Script;
+use crate::types::PublishError;
+
+/// How long a publication is tried again under its id before its answer is `Unknown`. Below what the hub waits for.
+pub(super) const RETRY_MAX: Duration = Duration::from_millis(2_500);
+
+/// Acks kept until replicas have confirmed them. Full: further publishes are answered `Unknown`.
+pub(super) const KEPT_MAX: usize = 65_536;
+
+/// Bytes of the publications of kept acks. Full: as [`KEPT_MAX`].
+pub(super) const KEPT_BYTES_MAX: usize = 64 << 20;
+
+/// A publication on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Publication {
+    /// `None`: a kept ack's, published again; nobody waits.
+    pub(super) call: Option<Call>,
+    pub(super) target: Target,
+    pub(super) id: OwnedId,
+    pub(super) envelope: Bytes,
+    pub(super) asked: Instant,
+    pub(super) attempts: u32,
+}
+
+/// An ack that was passed on, and what it takes to publish again.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) ack: KeptAck,
+    pub(super) target: Target,
+    pub(super) id: OwnedId,
+    pub(super) envelope: Bytes,
+}
+
+/// Shared by the tasks of a backend, all on one thread.
+pub(super) struct Context {
+    pub(super) options: Rc<RedisOptions>,
+    pub(super) script: Script,
+    pub(super) replies: mpsc::Sender<Reply>,
+    /// Asks for a look at the topology.
+    pub(super) refresh: Notify,
+    /// Names this backend's canaries.
+    pub(super) incarnation: u64,
+    pub(super) orphans: RefCell<Vec<Publication>>,
+    /// Of sessions that ended: to be judged by the next.
+    pub(super) kept: RefCell<HashMap<Arc<str>, Vec<Kept>>>,
+    kept_count: Cell<usize>,
+    kept_bytes: Cell<usize>,
+    nonces: RefCell<Nonces>,
+}
+
+impl Context {
+    pub(super) fn new(options: RedisOptions, replies: mpsc::Sender<Reply>, seed: u64) -> Context {
+        let mut nonces = Nonces::new(seed);
+        Context {
+            script: Script::new(&options),
+            options: Rc::new(options),
+            replies,
+            refresh: Notify::new(),
+            incarnation: nonces.draw(),
+            orphans: RefCell::default(),
+            kept: RefCell::default(),
+            kept_count: Cell::new(0),
+            kept_bytes: Cell::new(0),
+            nonces: RefCell::new(nonces),
+        }
+    }
+
+    pub(super) fn nonce(&self) -> u64 {
+        self.nonces.borrow_mut().draw()
+    }
+
+    /// An epoch for one attempt (L4).
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch::new(self.nonce())
+    }
+
+    /// Tells the hub, and waits for room.
+    pub(super) async fn tell(&self, reply: Reply) {
+        // A hub that is gone needs no answer; the backend ends with its requests.
+        let _ = self.replies.send(reply).await;
+    }
+
+    /// A publication failed after it was sent or tried: it is tried again if its id allows, else it is unknown.
+    pub(super) async fn orphan(&self, publication: Publication) {
+        let may_repeat = publication.target.options.is_positioned();
+        if may_repeat && publication.asked.elapsed() < RETRY_MAX {
+            self.orphans.borrow_mut().push(publication);
+        } else {
+            self.answer(&publication, Err(PublishError::Unknown)).await;
+        }
+    }
+
+    pub(super) async fn answer(
+        &self,
+        publication: &Publication,
+        result: Result<crate::types::Accepted, PublishError>,
+    ) {
+        if let Some(call) = publication.call {
+            self.tell(Reply::Published { call, result }).await;
+        }
+    }
+
+    /// Counts an ack as kept; `false`: there is no room.
+    pub(super) fn keep(&self, kept: &Kept) -> bool {
+        let (count, bytes) = (self.kept_count.get() + 1, self.kept_bytes.get() + kept.envelope.len());
+        if count > KEPT_MAX || bytes > KEPT_BYTES_MAX {
+            return false;
+        }
+        self.kept_count.set(count);
+        self.kept_bytes.set(bytes);
+        true
+    }
+
+    /// An ack is kept no longer.
+    pub(super) fn let_go(&self, kept: &Kept) {
+        self.kept_count.set(self.kept_count.get() - 1);
+        self.kept_bytes.set(self.kept_bytes.get() - kept.envelope.len());
+    }
+}
+
+/// The time from one try to connect to the next: doubled each time to a maximum, and jittered.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    attempts: u32,
+}
+
+/// First pause before connecting again.
+const BACKOFF_LEAST: Duration = Duration::from_millis(20);
+
+/// Longest pause before connecting again.
+const BACKOFF_MOST: Duration = Duration::from_millis(500);
+
+impl Backoff {
+    pub(super) fn new() -> Backoff {
+        Backoff { attempts: 0 }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// The next pause: between half and all of the doubled one.
+    pub(super) fn next(&mut self, random: u64) -> Duration {
+        let full = (BACKOFF_LEAST * 2u32.pow(self.attempts.min(8))).min(BACKOFF_MOST);
+        self.attempts = self.attempts.saturating_add(1);
+        full / 2 + full / 2 * (random % 1024) as u32 / 1024
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_maximum() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<Duration> = (0..1000u64).map(|random| backoff.next(random)).collect();
+        assert!(pauses[0] >= BACKOFF_LEAST / 2 && pauses[0] <= BACKOFF_LEAST);
+        assert!(pauses[20..].iter().all(|pause| *pause >= BACKOFF_MOST / 2 && *pause <= BACKOFF_MOST));
+        backoff.reset();
+        assert!(backoff.next(1023) <= BACKOFF_LEAST);
+    }
+}

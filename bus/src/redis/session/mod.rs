@@ -1,0 +1,516 @@
+//! One life of the connections to one master: a connection for the script, one for subscriptions, and the canary that
+//! proves both.
+//!
+//! Owns: what is in flight there, what waits to be sent, who is subscribed. Must not know: other masters, the hub's
+//! chains.
+//!
+//! A session begins with fresh connections ([`begin`]), settles on one life of the server and its data ([`Life`], L10)
+//! and ends at the first doubt: a cut, silence, another life, a subscription that the server ended, a redirection. It
+//! is never mended; the next one is another. At its end everything that it was asked is answered or handed back.
+//!
+//! Calls: operations of one hash slot (of any, where there is no cluster) go together. They are sent at once while
+//! fewer than [`CALLS_IN_FLIGHT_MAX`] calls of the group are unanswered; under load they wait for an answer, at most
+//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`].
+//!
+//! Invariants: operations of a channel reach the server in the order in which they were asked; an answer is believed
+//! only if it names the session's life.
+
+mod acks;
+mod begin;
+mod ears;
+
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::backend::{CANARY_MS, Call, Domain, Reply, Request, SILENCE_MS_MAX, Target};
+use crate::envelope::{self, Meta};
+use crate::redis::canary::{self, Mark};
+use crate::redis::context::{Context, Kept, Publication};
+use crate::redis::options::Durability;
+use crate::redis::script::{Life, Operation};
+use crate::redis::topology::Master;
+use crate::redis::wire::{Connection, Dialer, WireError};
+use crate::types::{Accepted, BusError, HistoryQuery, PublishError};
+
+use ears::Ears;
+
+/// Calls of one group without an answer while more are sent at once.
+pub(super) const CALLS_IN_FLIGHT_MAX: usize = 2;
+
+/// Operations of one call.
+pub(super) const BATCH_MAX: usize = 64;
+
+/// Bytes of one call, if it is more than one operation.
+pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// Longest wait for company under load.
+pub(super) const BATCH_WAIT_MAX: Duration = Duration::from_millis(10);
+
+/// Answers, pushes and requests handled before the other sides have their turn.
+const TURN_MAX: usize = 256;
+
+/// Time between two looks at the clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A turn that comes so much later than its tick was late for reasons of our own.
+const OWN_DELAY: Duration = Duration::from_millis(50);
+
+/// How long the server waits for replicas behind a canary, and at most behind a publish. It answers nothing else on
+/// this connection meanwhile, so it is far below the silence that ends a session.
+const WAIT_MS: u64 = 300;
+
+/// Positions touched again in one tick, to keep them while their channels are open.
+const TOUCHES_MAX: usize = 256;
+
+const CANARY: Duration = Duration::from_millis(CANARY_MS);
+const SILENCE: Duration = Duration::from_millis(SILENCE_MS_MAX);
+
+const _: () = assert!(WAIT_MS + CANARY_MS < SILENCE_MS_MAX);
+
+/// What a session is asked.
+pub(super) enum Job {
+    Request(Request),
+    /// A publication of an earlier session or try.
+    Again(Publication),
+}
+
+/// What a session tells the router.
+pub(super) enum Word {
+    /// It is settled and everything of earlier lives is mended.
+    Up(Domain),
+    /// It is over. Everything it was asked is answered or handed back.
+    Ended { domain: Domain, reason: &'static str },
+}
+
+/// Why a session ends.
+pub(super) type Reason = &'static str;
+
+impl From<WireError> for Ending {
+    fn from(error: WireError) -> Ending {
+        tracing::debug!(%error, "a connection to Redis failed");
+        Ending(match error {
+            WireError::Io(_) | WireError::Closed => "cut",
+            WireError::Slow => "slow",
+            WireError::Protocol(_) => "protocol",
+            WireError::Refused(_) => "refused",
+            WireError::Tls(_) => "tls",
+        })
+    }
+}
+
+/// The end of a session.
+pub(super) struct Ending(Reason);
+
+/// What an operation is for.
+enum Work {
+    Publish(Publication),
+    Read {
+        call: Call,
+        target: Target,
+        query: HistoryQuery,
+    },
+    Clear {
+        call: Call,
+        target: Target,
+    },
+    /// Keeps a position while its channel is open.
+    Touch(Target),
+}
+
+enum Flight {
+    /// A call, its group, and whether a WAIT follows it.
+    Call {
+        group: u16,
+        works: Vec<Work>,
+        confirmed: bool,
+    },
+    Canary,
+    /// Behind a canary: acks that were kept up to this number are let go.
+    Kept {
+        up_to: u64,
+    },
+    /// Behind a call of this group.
+    Confirm {
+        group: u16,
+    },
+}
+
+#[derive(Default)]
+struct Group {
+    waiting: VecDeque<(Work, Operation)>,
+    since: Option<Instant>,
+    in_flight: usize,
+}
+
+/// A session, settled.
+struct Session {
+    context: Rc<Context>,
+    domain: Domain,
+    link: Connection,
+    ears: Ears,
+    sha: String,
+    life: Life,
+    canary_key: String,
+    replicas: usize,
+    flights: VecDeque<Flight>,
+    groups: HashMap<u16, Group>,
+    /// Groups with something to send.
+    restless: Vec<u16>,
+    /// Acks that wait for a WAIT, call by call.
+    confirming: VecDeque<Vec<(Publication, Accepted)>>,
+    marks: HashMap<Arc<str>, Mark>,
+    /// In the order of their being kept, numbered from `kept_from`.
+    kept: VecDeque<Kept>,
+    kept_from: u64,
+    touches: BinaryHeap<(std::cmp::Reverse<Instant>, Arc<str>)>,
+    canary_sequence: u64,
+    canary_due: Instant,
+    heard: Instant,
+    turned: Instant,
+}
+
+/// Where a session is made for.
+pub(super) struct Post {
+    pub(super) context: Rc<Context>,
+    pub(super) dialer: Dialer,
+    pub(super) domain: Domain,
+    pub(super) master: Master,
+}
+
+/// Lives one session, from dialing to its end, and tells of both.
+pub(super) async fn run(
+    post: Post,
+    pause: Duration,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    mut stop: oneshot::Receiver<()>,
+    words: mpsc::UnboundedSender<Word>,
+) {
+    let (context, domain) = (post.context.clone(), post.domain);
+    let begun = async {
+        tokio::time::sleep(pause).await;
+        begin::begin(post).await
+    };
+    let begun = tokio::select! {
+        begun = begun => begun,
+        _ = &mut stop => Err(Ending("stopped")),
+    };
+    let reason = match begun {
+        Err(Ending(reason)) => reason,
+        Ok(mut session) => {
+            let _ = words.send(Word::Up(domain));
+            let Ending(reason) = tokio::select! {
+                ending = session.live(&mut jobs) => ending,
+                _ = &mut stop => Ending("stopped"),
+            };
+            session.end().await;
+            reason
+        }
+    };
+    jobs.close();
+    while let Ok(job) = jobs.try_recv() {
+        refuse(&context, job).await;
+    }
+    context.refresh.notify_one();
+    let _ = words.send(Word::Ended { domain, reason });
+}
+
+/// Answers what was never sent.
+pub(super) async fn refuse(context: &Context, job: Job) {
+    let unavailable = BusError::Unavailable;
+    let reply = match job {
+        Job::Again(publication) => return context.orphan(publication).await,
+        Job::Request(Request::Subscribe { call, .. }) => Reply::Subscribed { call, result: Err(unavailable) },
+        Job::Request(Request::Publish { call, .. }) => {
+            Reply::Published { call, result: Err(PublishError::Unavailable) }
+        }
+        Job::Request(Request::Read { call, .. }) => Reply::Read { call, result: Err(unavailable) },
+        Job::Request(Request::Clear { call, .. }) => Reply::Cleared { call, result: Err(unavailable) },
+        Job::Request(Request::Unsubscribe { .. }) => return,
+    };
+    context.tell(reply).await;
+}
+
+impl Session {
+    async fn live(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Ending {
+        loop {
+            if let Err(ending) = self.turn(jobs).await {
+                return ending;
+            }
+        }
+    }
+
+    async fn turn(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Result<(), Ending> {
+        tokio::select! {
+            answer = self.link.next() => {
+                let mut answer = Some(answer);
+                for _ in 0..TURN_MAX {
+                    let Some(next) = answer else { break };
+                    self.answered(next?).await?;
+                    answer = self.link.next_now();
+                }
+            }
+            push = self.ears.next() => {
+                let mut push = Some(push);
+                for _ in 0..TURN_MAX {
+                    let Some(next) = push else { break };
+                    self.heard(next?).await?;
+                    push = self.ears.next_now();
+                }
+            }
+            job = jobs.recv() => {
+                let mut job = Some(job.ok_or(Ending("over"))?);
+                for _ in 0..TURN_MAX {
+                    let Some(next) = job else { break };
+                    self.take(next).await?;
+                    job = jobs.try_recv().ok();
+                }
+            }
+            () = tokio::time::sleep_until((self.turned + TICK).into()) => (),
+        }
+        self.watch_over()?;
+        self.send_restless()
+    }
+
+    /// Sounds the canary, and listens for its silence.
+    fn watch_over(&mut self) -> Result<(), Ending> {
+        let now = Instant::now();
+        let late = now.duration_since(self.turned);
+        self.turned = now;
+        if late > OWN_DELAY {
+            // We did not listen: that is no silence of the server.
+            self.heard += late;
+        }
+        if now.duration_since(self.heard.min(now)) >= SILENCE {
+            return Err(Ending("silent"));
+        }
+        if now >= self.canary_due {
+            self.canary_due = now + CANARY;
+            self.sound_canary()?;
+        }
+        for _ in 0..TOUCHES_MAX {
+            let Some((due, _)) = self.touches.peek() else { break };
+            if due.0 > now {
+                break;
+            }
+            let Some((_, name)) = self.touches.pop() else { break };
+            self.touch(&name, now);
+        }
+        Ok(())
+    }
+
+    fn sound_canary(&mut self) -> Result<(), Ending> {
+        self.canary_sequence += 1;
+        let payload = canary::encode(self.context.incarnation, self.canary_sequence, self.marks.iter());
+        let sent: Vec<Arc<str>> = self.marks.keys().take(canary::MARKS_MAX).cloned().collect();
+        for name in sent {
+            self.marks.remove(&name);
+        }
+        let operation = self.context.script.canary(&self.canary_key, self.context.nonce(), payload);
+        self.send(&[operation])?;
+        self.flights.push_back(Flight::Canary);
+        if !self.kept.is_empty() {
+            self.send_wait(self.replicas)?;
+            self.flights.push_back(Flight::Kept { up_to: self.kept_from + self.kept.len() as u64 });
+        }
+        Ok(())
+    }
+
+    /// Reads a position so that it lives on, if its channel is still open.
+    fn touch(&mut self, name: &str, now: Instant) {
+        let Some(target) = self.ears.target(name) else { return };
+        self.plan_touch(&target, now);
+        let operation = self.context.script.read(&target, &HistoryQuery::TOP, self.context.epoch());
+        self.queue(Work::Touch(target), operation);
+    }
+
+    fn plan_touch(&mut self, target: &Target, now: Instant) {
+        let keep_ms = target.options.meta_ttl_ms.max(target.options.history_ttl_ms);
+        let pause = Duration::from_millis((keep_ms / 3).clamp(100, 3_600_000));
+        self.touches.push((std::cmp::Reverse(now + pause), target.name.clone()));
+    }
+
+    fn send(&self, operations: &[Operation]) -> Result<(), Ending> {
+        let command = self.context.script.call(&self.sha, operations);
+        self.link.send(&command).then_some(()).ok_or(Ending("outgoing"))
+    }
+
+    fn send_wait(&self, replicas: usize) -> Result<(), Ending> {
+        let mut command = redis::cmd("WAIT");
+        command.arg(replicas).arg(WAIT_MS);
+        self.link.send(&command).then_some(()).ok_or(Ending("outgoing"))
+    }
+
+    async fn take(&mut self, job: Job) -> Result<(), Ending> {
+        let script = &self.context.script;
+        let (work, operation) = match job {
+            Job::Request(Request::Subscribe { call, target }) => return self.subscribe(call, target).await,
+            Job::Request(Request::Unsubscribe { target }) => return self.ears.unsubscribe(&target.name),
+            Job::Request(Request::Publish { call, target, id, record }) => {
+                let envelope = envelope::encode("", &record, Meta { id: Some(&id), extra: &[] });
+                let (call, asked) = (Some(call), Instant::now());
+                let publication = Publication { call, target, id, envelope, asked, attempts: 0 };
+                self.publishing(publication)
+            }
+            Job::Again(publication) => self.publishing(publication),
+            Job::Request(Request::Read { call, target, query }) => {
+                let operation = script.read(&target, &query, self.context.epoch());
+                (Work::Read { call, target, query }, operation)
+            }
+            Job::Request(Request::Clear { call, target }) => {
+                let operation = script.clear(&target, self.context.epoch());
+                (Work::Clear { call, target }, operation)
+            }
+        };
+        self.queue(work, operation);
+        Ok(())
+    }
+
+    fn publishing(&self, mut publication: Publication) -> (Work, Operation) {
+        publication.attempts += 1;
+        let Publication { target, id, envelope, .. } = &publication;
+        let nonce = self.context.epoch();
+        let operation = self.context.script.publish(target, id, envelope.clone(), nonce);
+        (Work::Publish(publication), operation)
+    }
+
+    fn queue(&mut self, work: Work, operation: Operation) {
+        let slot = if self.context.options.is_cluster() { operation.slot() } else { 0 };
+        let group = self.groups.entry(slot).or_default();
+        if group.waiting.is_empty() {
+            group.since = Some(Instant::now());
+            self.restless.push(slot);
+        }
+        group.waiting.push_back((work, operation));
+    }
+
+    fn send_restless(&mut self) -> Result<(), Ending> {
+        let now = Instant::now();
+        for slot in std::mem::take(&mut self.restless) {
+            while self.send_batch(slot, now)? {}
+            if self.groups.get(&slot).is_some_and(|group| !group.waiting.is_empty()) {
+                self.restless.push(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one call of a group, if it is time.
+    fn send_batch(&mut self, slot: u16, now: Instant) -> Result<bool, Ending> {
+        let Some(group) = self.groups.get_mut(&slot) else { return Ok(false) };
+        let is_late = group.since.is_some_and(|since| now.duration_since(since) >= BATCH_WAIT_MAX);
+        let is_full = group.waiting.len() >= BATCH_MAX;
+        if group.waiting.is_empty() || !(group.in_flight < CALLS_IN_FLIGHT_MAX || is_late || is_full) {
+            return Ok(false);
+        }
+        let (mut works, mut operations, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while works.len() < BATCH_MAX
+            && let Some((work, operation)) = group.waiting.pop_front()
+        {
+            bytes += operation.bytes();
+            works.push(work);
+            operations.push(operation);
+            if bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+        }
+        group.since = (!group.waiting.is_empty()).then_some(now);
+        group.in_flight += 1;
+        let durable = match self.context.options.durability {
+            Durability::Master => None,
+            Durability::Replicas(replicas) => {
+                works.iter().any(|work| matches!(work, Work::Publish(_))).then_some(replicas)
+            }
+        };
+        self.send(&operations)?;
+        self.flights.push_back(Flight::Call { group: slot, works, confirmed: durable.is_some() });
+        if let Some(replicas) = durable {
+            self.send_wait(replicas)?;
+            self.flights.push_back(Flight::Confirm { group: slot });
+        }
+        Ok(true)
+    }
+
+    fn landed(&mut self, slot: u16) {
+        let Some(group) = self.groups.get_mut(&slot) else { return };
+        group.in_flight -= 1;
+        if group.in_flight == 0 && group.waiting.is_empty() {
+            self.groups.remove(&slot);
+        }
+    }
+
+    /// Answers or hands back everything. The connections are closed with it.
+    async fn end(mut self) {
+        let context = self.context.clone();
+        for flight in std::mem::take(&mut self.flights) {
+            if let Flight::Call { works, .. } = flight {
+                for work in works {
+                    give_back(&context, work, true).await;
+                }
+            }
+        }
+        for (publication, _) in self.confirming.drain(..).flatten() {
+            context.orphan(publication).await;
+        }
+        for (_, group) in self.groups.drain() {
+            for (work, _) in group.waiting {
+                give_back(&context, work, false).await;
+            }
+        }
+        for call in self.ears.waiting() {
+            context.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
+        }
+        let mut kept = context.kept.borrow_mut();
+        for entry in self.kept.drain(..) {
+            kept.entry(entry.target.name.clone()).or_default().push(entry);
+        }
+    }
+
+    /// One answer of the script's connection.
+    async fn answered(&mut self, value: Value) -> Result<(), Ending> {
+        if let Value::Push { .. } = value {
+            return Ok(());
+        }
+        match self.flights.pop_front().ok_or(Ending("protocol"))? {
+            Flight::Call { group, works, confirmed } => {
+                if !confirmed {
+                    self.landed(group);
+                }
+                self.call_answered(works, value, confirmed).await
+            }
+            Flight::Canary => self.canary_answered(value),
+            Flight::Kept { up_to } => {
+                if let Value::Int(confirmed) = value
+                    && usize::try_from(confirmed).is_ok_and(|confirmed| confirmed >= self.replicas)
+                {
+                    self.let_go(up_to);
+                }
+                Ok(())
+            }
+            Flight::Confirm { group } => {
+                self.landed(group);
+                self.confirmed(&value).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What becomes of work that has no answer.
+async fn give_back(context: &Context, work: Work, sent: bool) {
+    match work {
+        Work::Publish(publication) if sent || publication.attempts > 1 => context.orphan(publication).await,
+        Work::Publish(publication) => context.answer(&publication, Err(PublishError::Unavailable)).await,
+        Work::Read { call, .. } => {
+            context.tell(Reply::Read { call, result: Err(BusError::Unavailable) }).await;
+        }
+        Work::Clear { call, .. } => {
+            context.tell(Reply::Cleared { call, result: Err(BusError::Unavailable) }).await;
+        }
+        Work::Touch(_) => (),
+    }
+}

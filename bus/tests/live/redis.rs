@@ -1,0 +1,593 @@
+//! Real Redis servers for tests: one with a replica, a cluster of six, a Sentinel trio.
+#![allow(dead_code, reason = "each program of tests uses its part of it")]
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Connection, Value};
+use ringmain_bus::redis::{Deployment, RedisOptions};
+use ringmain_bus::suite::{Answer, Cluster, Faults, Probe, Seen};
+use ringmain_bus::{BusError, ChannelOptions, Health, HistoryQuery, PublishError, Since};
+
+use crate::live::process::{Process, free_ports, program, start};
+use crate::live::proxy::Proxies;
+use crate::live::{Broker, Start};
+
+/// How long servers may take to agree on a busy machine.
+const AGREE_MAX: Duration = Duration::from_secs(60);
+
+/// One server or Sentinel.
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    process: Process,
+    directory: PathBuf,
+    program: PathBuf,
+    arguments: Vec<String>,
+    paused: bool,
+}
+
+/// Which server's program: Redis, or Valkey where it is named.
+fn server_program() -> PathBuf {
+    match std::env::var("RINGMAIN_TEST_REDIS") {
+        Ok(name) => program(&name, "valkey"),
+        Err(_) => program("redis-server", "redis"),
+    }
+}
+
+fn directory(port: u16) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("ringmain-redis-{}-{port}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+impl Server {
+    /// A server whose configuration is `lines` beside what all have.
+    pub(crate) fn start(port: u16, lines: &[String], sentinel: bool) -> Server {
+        Server::start_in(directory(port), port, lines, sentinel)
+    }
+
+    fn start_in(directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
+        let mut config = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.display());
+        if !sentinel {
+            config.push_str(
+                "save \"\"\nrepl-diskless-sync-delay 0\nrepl-timeout 5\nhz 100\nrepl-backlog-size 8mb\n",
+            );
+        }
+        lines.iter().for_each(|line| config.extend([line.as_str(), "\n"]));
+        let file = directory.join("redis.conf");
+        std::fs::write(&file, config).unwrap();
+        let mut arguments = vec![file.display().to_string()];
+        arguments.extend(sentinel.then(|| "--sentinel".to_owned()));
+        let program = server_program();
+        let log = directory.join("log");
+        let mut process = start(&program, &arguments, &directory, &log);
+        process.await_port(port, &log);
+        let server = Server { port, process, directory, program, arguments, paused: false };
+        server.await_ready();
+        server
+    }
+
+    fn await_ready(&self) {
+        settle("a server that answers", || {
+            matches!(self.try_ask(&redis::cmd("PING")), Some(Value::SimpleString(_)))
+        });
+    }
+
+    fn connect(&self) -> redis::RedisResult<Connection> {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
+        let connection = client.get_connection_with_timeout(Duration::from_secs(5))?;
+        connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(connection)
+    }
+
+    /// Asks, if it answers.
+    pub(crate) fn try_ask(&self, command: &Cmd) -> Option<Value> {
+        command.query(&mut self.connect().ok()?).ok()
+    }
+
+    /// Asks.
+    pub(crate) fn ask(&self, command: &str) -> Value {
+        let mut words = command.split(' ');
+        let mut command_of = redis::cmd(words.next().unwrap());
+        words.for_each(|word| {
+            command_of.arg(word);
+        });
+        let mut connection = self.connect().unwrap();
+        command_of.query(&mut connection).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// A text answer; empty if there is none.
+    pub(crate) fn text(&self, command: &str) -> String {
+        match command
+            .split_once(' ')
+            .map(|(name, rest)| self.try_ask(redis::cmd(name).arg(rest.split(' ').collect::<Vec<_>>())))
+        {
+            Some(Some(Value::BulkString(bytes))) => String::from_utf8(bytes).unwrap(),
+            Some(Some(Value::SimpleString(text) | Value::VerbatimString { text, .. })) => text,
+            _ => String::new(),
+        }
+    }
+
+    fn is_master(&self) -> bool {
+        self.text("INFO replication").contains("role:master")
+    }
+
+    fn is_synced(&self) -> bool {
+        self.text("INFO replication").contains("master_link_status:up")
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.paused = false;
+        self.process.kill();
+    }
+
+    pub(crate) fn pause(&mut self) {
+        self.paused = true;
+        self.process.signal("STOP");
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.paused = false;
+        self.process.signal("CONT");
+    }
+
+    /// After a kill; its data and configuration are where they were.
+    pub(crate) fn restart(&mut self) {
+        let log = self.directory.join("log");
+        self.process = start(&self.program, &self.arguments, &self.directory, &log);
+        self.process.await_port(self.port, &log);
+        self.await_ready();
+    }
+
+    /// Goes on after a pause, or starts again after a kill.
+    pub(crate) fn restore(&mut self) {
+        if self.paused { self.resume() } else { self.restart() }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Waits until something holds.
+pub(crate) fn settle(what: &str, mut holds: impl FnMut() -> bool) {
+    let ends = Instant::now() + AGREE_MAX;
+    while !holds() {
+        assert!(Instant::now() < ends, "no {what} in {AGREE_MAX:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What changes a test's options.
+pub(crate) type Adapt = fn(&mut RedisOptions);
+
+fn backend(
+    mut options: RedisOptions,
+    proxies: &Arc<Proxies>,
+    dialed: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static,
+) -> Start {
+    let proxies = proxies.clone();
+    options.addresses = Some(Arc::new(move |host, port| {
+        let (host, port) = dialed(host, port);
+        proxies.through(&host, port)
+    }));
+    Box::new(move |ends| {
+        Box::pin(async move { ringmain_bus::redis::run(options, ends).await.expect("no files are needed") })
+    })
+}
+
+fn local(port: u16) -> (String, u16) {
+    ("127.0.0.1".to_owned(), port)
+}
+
+/// One server for a whole test program.
+pub(crate) struct Shared {
+    options: RedisOptions,
+}
+
+impl Shared {
+    pub(crate) fn new(options: RedisOptions) -> Shared {
+        Shared { options }
+    }
+}
+
+impl Broker for Shared {
+    fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+        backend(self.options.clone(), proxies, |host, port| (host.to_owned(), port))
+    }
+}
+
+/// A master and its replica behind one address, as a service of an orchestrator gives it: `redis://` with a replica
+/// that takes over by hand.
+pub(crate) struct Pair {
+    servers: [Server; 2],
+    /// Which of them the address leads to.
+    master: Arc<Mutex<u16>>,
+    master_index: usize,
+    adapt: Adapt,
+}
+
+impl Pair {
+    pub(crate) fn start(adapt: Adapt) -> Pair {
+        let lines = ["appendonly yes".to_owned(), "appendfsync no".to_owned()];
+        let ports = free_ports(2);
+        let servers = [Server::start(ports[0], &lines, false), Server::start(ports[1], &lines, false)];
+        servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
+        settle("replica in step", || servers[1].is_synced());
+        Pair { servers, master: Arc::new(Mutex::new(ports[0])), master_index: 0, adapt }
+    }
+
+    pub(crate) fn master(&mut self) -> &mut Server {
+        &mut self.servers[self.master_index]
+    }
+
+    pub(crate) fn replica(&mut self) -> &mut Server {
+        &mut self.servers[1 - self.master_index]
+    }
+
+    /// The replica is master and the address leads to it; the old master is as it was.
+    pub(crate) fn promote(&mut self) {
+        self.replica().ask("REPLICAOF NO ONE");
+        self.master_index = 1 - self.master_index;
+        *self.master.lock().unwrap() = self.servers[self.master_index].port;
+    }
+}
+
+impl Broker for Pair {
+    fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+        let mut options = RedisOptions::new(Deployment::Single, vec![local(1)]);
+        options.replicas = Some(1);
+        (self.adapt)(&mut options);
+        let master = self.master.clone();
+        backend(options, proxies, move |_, _| local(*master.lock().unwrap()))
+    }
+
+    fn kill(&mut self) {
+        self.master().kill();
+    }
+
+    fn pause(&mut self) {
+        self.master().pause();
+    }
+
+    fn restore(&mut self) {
+        self.master().restore();
+    }
+
+    fn wipe(&mut self) {
+        self.master().ask("FLUSHALL");
+    }
+
+    fn stop_replication(&mut self) {
+        // A port where nothing listens: it keeps what it has, and asks in vain.
+        self.replica().ask("REPLICAOF 127.0.0.1 1");
+    }
+
+    fn fail_over(&mut self) {
+        self.master().kill();
+        self.promote();
+        let port = self.master().port;
+        self.replica().restart();
+        self.replica().ask(&format!("REPLICAOF 127.0.0.1 {port}"));
+    }
+}
+
+/// Three masters and their replicas.
+pub(crate) struct Redises {
+    pub(crate) servers: Vec<Server>,
+    adapt: Adapt,
+    /// Whose replication was stopped.
+    stopped: bool,
+}
+
+const MASTERS: usize = 3;
+
+fn cluster_id(index: usize) -> String {
+    format!("{index:040x}")
+}
+
+/// What all nodes know of each other from the start, as node `me` has it.
+fn nodes_conf(me: usize, ports: &[u16], bus_ports: &[u16]) -> String {
+    let line = |index: usize| {
+        let myself = if index == me { "myself," } else { "" };
+        let (port, bus_port) = (ports[index], bus_ports[index]);
+        let head = format!("{} 127.0.0.1:{port}@{bus_port}", cluster_id(index + 1));
+        let (first, epoch) = (index % MASTERS, index % MASTERS + 1);
+        match index < MASTERS {
+            true => {
+                let slots = 16384 * first / MASTERS..16384 * (first + 1) / MASTERS;
+                format!("{head} {myself}master - 0 0 {epoch} connected {}-{}\n", slots.start, slots.end - 1)
+            }
+            false => format!("{head} {myself}slave {} 0 0 {epoch} connected\n", cluster_id(first + 1)),
+        }
+    };
+    let lines: String = (0..ports.len()).map(line).collect();
+    format!("{lines}vars currentEpoch {MASTERS} lastVoteEpoch 0\n")
+}
+
+impl Redises {
+    pub(crate) fn start(adapt: Adapt) -> Redises {
+        let all = free_ports(4 * MASTERS);
+        let (ports, bus_ports) = all.split_at(2 * MASTERS);
+        let server = |index: usize| {
+            let directory = directory(ports[index]);
+            std::fs::write(directory.join("nodes.conf"), nodes_conf(index, ports, bus_ports)).unwrap();
+            let lines = [
+                "appendonly yes".to_owned(),
+                "appendfsync no".to_owned(),
+                "cluster-enabled yes".to_owned(),
+                "cluster-config-file nodes.conf".to_owned(),
+                "cluster-node-timeout 1500".to_owned(),
+                "cluster-require-full-coverage no".to_owned(),
+                "cluster-allow-pubsubshard-when-down yes".to_owned(),
+                "cluster-replica-validity-factor 0".to_owned(),
+                format!("cluster-port {}", bus_ports[index]),
+            ];
+            Server::start_in(directory, ports[index], &lines, false)
+        };
+        let servers: Vec<Server> = (0..2 * MASTERS).map(server).collect();
+        let cluster = Redises { servers, adapt, stopped: false };
+        cluster.await_whole();
+        cluster
+    }
+
+    /// Waits until all nodes agree and replicas are in step.
+    pub(crate) fn await_whole(&self) {
+        for server in &self.servers {
+            settle("cluster that agrees", || {
+                let info = server.text("CLUSTER INFO");
+                let whole = info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384");
+                whole && (server.is_master() || server.is_synced())
+            });
+        }
+    }
+
+    pub(crate) fn options(&self) -> RedisOptions {
+        let servers = self.servers.iter().map(|server| local(server.port)).collect();
+        let mut options = RedisOptions::new(Deployment::Cluster, servers);
+        (self.adapt)(&mut options);
+        options
+    }
+
+    /// Indices of master and replica of each shard, as they are now.
+    pub(crate) fn shards(&self) -> Vec<(usize, usize)> {
+        let (one, other) = (0..MASTERS, MASTERS..2 * MASTERS);
+        one.zip(other).map(|(a, b)| if self.servers[a].is_master() { (a, b) } else { (b, a) }).collect()
+    }
+
+    fn masters(&self) -> Vec<usize> {
+        self.shards().into_iter().map(|(master, _)| master).collect()
+    }
+}
+
+impl Broker for Redises {
+    fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+        backend(self.options(), proxies, |host, port| (host.to_owned(), port))
+    }
+
+    fn kill(&mut self) {
+        self.servers.iter_mut().for_each(Server::kill);
+    }
+
+    fn pause(&mut self) {
+        self.servers.iter_mut().for_each(Server::pause);
+    }
+
+    fn restore(&mut self) {
+        self.servers.iter_mut().for_each(Server::restore);
+    }
+
+    fn wipe(&mut self) {
+        for master in self.masters() {
+            self.servers[master].ask("FLUSHALL");
+        }
+    }
+
+    fn stop_replication(&mut self) {
+        self.stopped = true;
+        for (master, replica) in self.shards() {
+            self.servers[replica].pause();
+            // What the replica finds in its socket when it goes on is the end of the connection.
+            self.servers[master].ask("CLIENT KILL TYPE replica");
+        }
+    }
+
+    fn fail_over(&mut self) {
+        for (master, replica) in if self.stopped { vec![(0, 3), (1, 4), (2, 5)] } else { self.shards() } {
+            self.servers[master].kill();
+            if self.servers[replica].paused {
+                self.servers[replica].resume();
+            }
+            // As an operator does it who finds the majority of masters dead.
+            let takeover = "CLUSTER FAILOVER TAKEOVER";
+            self.servers[replica].ask(takeover);
+            let server = &self.servers[replica];
+            settle("promoted replica", || server.is_master());
+        }
+        self.stopped = false;
+    }
+}
+
+/// A master, a replica and three Sentinels.
+pub(crate) struct Trio {
+    pub(crate) servers: [Server; 2],
+    pub(crate) sentinels: Vec<Server>,
+    adapt: Adapt,
+}
+
+/// The master's name.
+const NAME: &str = "mymaster";
+
+impl Trio {
+    pub(crate) fn start(lines: &[&str], adapt: Adapt) -> Trio {
+        let ports = free_ports(5);
+        let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        let servers = [Server::start(ports[0], &lines, false), Server::start(ports[1], &lines, false)];
+        servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
+        settle("replica in step", || servers[1].is_synced());
+        let lines = [
+            format!("sentinel monitor {NAME} 127.0.0.1 {} 2", ports[0]),
+            format!("sentinel down-after-milliseconds {NAME} 1000"),
+            format!("sentinel failover-timeout {NAME} 5000"),
+        ];
+        let sentinels: Vec<Server> =
+            ports[2..].iter().map(|port| Server::start(*port, &lines, true)).collect();
+        for sentinel in &sentinels {
+            // One has to know the others and the replica before it can do its work.
+            settle("Sentinels that know each other", || {
+                let named = sentinel.text("INFO sentinel");
+                named.contains("slaves=1,sentinels=3") && named.contains("status=ok")
+            });
+        }
+        Trio { servers, sentinels, adapt }
+    }
+
+    pub(crate) fn master(&self) -> usize {
+        usize::from(!self.servers[0].is_master())
+    }
+
+    pub(crate) fn options(&self) -> RedisOptions {
+        let servers = self.sentinels.iter().map(|server| local(server.port)).collect();
+        let mut options = RedisOptions::new(Deployment::Sentinel { master: NAME.to_owned() }, servers);
+        (self.adapt)(&mut options);
+        options
+    }
+}
+
+impl Broker for Trio {
+    fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+        backend(self.options(), proxies, |host, port| (host.to_owned(), port))
+    }
+}
+
+/// A single server without replicas, shared by a test program: its options.
+pub(crate) fn shared_single() -> RedisOptions {
+    static SERVER: std::sync::OnceLock<Server> = std::sync::OnceLock::new();
+    let server = SERVER.get_or_init(|| Server::start(free_ports(1)[0], &[], false));
+    RedisOptions::new(Deployment::Single, vec![local(server.port)])
+}
+
+/// A cluster, shared by a test program.
+pub(crate) fn shared_cluster() -> RedisOptions {
+    static CLUSTER: std::sync::OnceLock<Redises> = std::sync::OnceLock::new();
+    CLUSTER.get_or_init(|| Redises::start(|_| ())).options()
+}
+
+/// A Sentinel trio, shared by a test program.
+pub(crate) fn shared_trio() -> RedisOptions {
+    static TRIO: std::sync::OnceLock<Trio> = std::sync::OnceLock::new();
+    TRIO.get_or_init(|| Trio::start(&[], |_| ())).options()
+}
+
+/// The clauses about faults on servers that are killed and started again: such a server is another life (it draws a
+/// new replication id), so what the suite asks of one that comes back is asked here by the lineage: the positions
+/// are told to be of another epoch, and are good there.
+#[macro_export]
+macro_rules! redis_faults {
+    ($cluster:expr) => {
+        ringmain_bus::contract_tests!($cluster;
+            p2_a_hole_is_filled_from_history,
+            p2_a_long_hole_is_filled_from_history,
+            p2_a_lost_tail_is_found_without_a_later_message,
+            p2_a_hole_beyond_history_is_told,
+            p3_a_failover_reuses_no_name,
+            p4_accepted_publications_that_a_failover_took_are_told,
+            p5_a_lost_answer_is_unknown_or_the_publication_stands_once,
+            p5_unknown_published_again_stands_once,
+            p7_opening_during_faults_misses_nothing,
+            p13_wiped_data_is_told_to_quiet_channels,
+            p13_wiped_data_is_told_before_new_arrivals,
+            e3_ephemeral_loss_is_told,
+            e3_a_cut_is_told_to_ephemeral_channels,
+            c1_commands_in_flight_at_a_loss_are_answered,
+            c2_a_dead_broker_is_visible,
+            c2_a_silent_broker_is_visible,
+            c3_a_cut_node_catches_up_by_itself,
+            c3_many_channels_come_back,
+        );
+
+        #[test]
+        fn c2_while_down_everything_fails_as_temporary() {
+            $crate::servers::c2_while_down_everything_fails_as_temporary($cluster);
+        }
+
+        #[test]
+        fn c3_all_is_whole_after_the_broker_is_back() {
+            $crate::servers::c3_all_is_whole_after_the_broker_is_back($cluster);
+        }
+    };
+}
+
+/// History for all that these tests publish.
+pub(crate) const ROOM: ChannelOptions =
+    ChannelOptions { history_size: 50, history_ttl_ms: 60_000, meta_ttl_ms: 120_000 };
+
+/// Waits until a node says that the broker is lost.
+pub(crate) fn settle_down<C: Cluster>(probe: &mut Probe<C>, node: usize) {
+    probe.settle("word of the loss", |probe| {
+        matches!(probe.health_events(node).last(), Some((_, Health::Down)))
+    });
+}
+
+/// C2: as the suite has it, but the position is the same place in an epoch that came from its own.
+pub(crate) fn c2_while_down_everything_fails_as_temporary(cluster: impl Faults) {
+    let mut probe = Probe::new(cluster);
+    let (name, last) = (probe.name("c2"), probe.last());
+    let top = probe.publish(0, &name, &ROOM).position;
+    probe.cluster.kill_broker();
+    (0..=last).for_each(|node| settle_down(&mut probe, node));
+    for node in [0, last] {
+        let publish = probe.send_publish(node, &name, &ROOM);
+        let open = probe.send_open(node, &name, &ROOM);
+        let read = probe.send_read(node, &name, &ROOM, &HistoryQuery::TOP);
+        let clear = probe.send_clear(node, &name, &ROOM);
+        let unavailable = BusError::Unavailable;
+        assert_eq!(probe.answered(node, publish), Some(&Answer::Published(Err(PublishError::Unavailable))));
+        assert_eq!(probe.answered(node, open), Some(&Answer::Opened(Err(unavailable))));
+        assert_eq!(probe.answered(node, read), Some(&Answer::Read(Err(unavailable))));
+        assert_eq!(probe.answered(node, clear), Some(&Answer::Cleared(Err(unavailable))));
+    }
+    probe.cluster.restore_broker();
+    probe.settle_up();
+    let since = Since { offset: top.offset, epoch: Some(top.epoch) };
+    let query = HistoryQuery { since: Some(since), limit: 10, reverse: false };
+    let (page, publications) = probe.read(last, &name, &ROOM, &query).expect("it came from that epoch");
+    assert_eq!((page.top.offset, publications.len()), (top.offset, 0), "nothing was added");
+    let made_up = Since { offset: top.offset + 1, ..since };
+    let query = HistoryQuery { since: Some(made_up), ..query };
+    assert_eq!(
+        probe.read(last, &name, &ROOM, &query).map(|(page, _)| page),
+        Err(BusError::UnrecoverableEpoch { current: page.top })
+    );
+}
+
+/// C3: as the suite has it, but every return of a server is told as another epoch, and loses nothing.
+pub(crate) fn c3_all_is_whole_after_the_broker_is_back(cluster: impl Faults) {
+    let mut probe = Probe::new(cluster);
+    let (name, nodes) = (probe.name("c3"), probe.last() + 1);
+    probe.open_all(&name, &ROOM);
+    for round in 0..3 {
+        probe.publish(0, &name, &ROOM);
+        if round == 1 {
+            probe.cluster.pause_broker();
+        } else {
+            probe.cluster.kill_broker();
+        }
+        (0..nodes).for_each(|node| settle_down(&mut probe, node));
+        probe.cluster.restore_broker();
+        probe.settle_up();
+        probe.publish(nodes - 1, &name, &ROOM);
+    }
+    probe.settle_arrivals();
+    for node in 0..nodes {
+        assert_eq!(probe.arrivals(node, &name).len(), 6);
+        let gap = probe.seen(node, &name).iter().any(|seen| matches!(seen, Seen::Gap(_)));
+        assert!(!gap, "nothing was lost");
+        let lives = probe.seen(node, &name).iter().filter(|seen| matches!(seen, Seen::EpochChanged(_)));
+        assert!(lives.count() >= 2, "each life is told");
+    }
+}
