@@ -57,6 +57,8 @@ pub(super) struct Context {
     pub(super) replies: mpsc::Sender<Reply>,
     /// Asks for a look at the topology.
     pub(super) refresh: Notify,
+    /// Something is lost: the topology is looked at more often.
+    pub(super) urgent: Cell<bool>,
     /// Names this backend's canaries.
     pub(super) incarnation: u64,
     pub(super) orphans: RefCell<Vec<Publication>>,
@@ -75,6 +77,7 @@ impl Context {
             options: Rc::new(options),
             replies,
             refresh: Notify::new(),
+            urgent: Cell::new(true),
             incarnation: nonces.draw(),
             orphans: RefCell::default(),
             kept: RefCell::default(),

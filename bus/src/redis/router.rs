@@ -9,7 +9,7 @@
 //! Invariants: no request is routed to a session that is not up; every `Lost` is followed by a `Back` as soon as the
 //! domain's slots have a session, or are others'.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ struct Live {
 }
 
 struct Place {
+    /// Of the master, as they are now; its session looks at it.
+    replicas: Rc<Cell<usize>>,
     /// Who owns it now; `None`: nobody, its slots are others'.
     master: Option<Master>,
     live: Option<Live>,
@@ -188,7 +190,9 @@ impl Router {
         let (stop, stopped) = oneshot::channel();
         let pause = place.backoff.next(self.context.nonce());
         place.live = Some(Live { jobs, stop: Some(stop), is_up: false });
-        let post = Post { context: self.context.clone(), dialer: self.dialer.clone(), domain, master };
+        let replicas = place.replicas.clone();
+        let (context, dialer) = (self.context.clone(), self.dialer.clone());
+        let post = Post { context, dialer, domain, master, replicas };
         tokio::task::spawn_local(session::run(post, pause, asked, stopped, self.words.clone()));
     }
 
@@ -202,7 +206,7 @@ impl Router {
                 Some(at) => {
                     let seen = unplaced.swap_remove(at);
                     let moved = seen.ranges != master.ranges;
-                    // How many replicas there are counts from the next session on.
+                    place.replicas.set(seen.replicas);
                     place.master = Some(seen);
                     if moved && let Some(live) = &mut place.live {
                         live.stop.take();
@@ -216,6 +220,7 @@ impl Router {
             let owned = |master: &Master| place.master.as_ref().map_or(0, |old| overlap(old, master));
             let heir = (0..unplaced.len()).max_by_key(|at| owned(&unplaced[*at]));
             let heir = heir.filter(|at| owned(&unplaced[*at]) > 0).map(|at| unplaced.swap_remove(at));
+            place.replicas.set(heir.as_ref().map_or(0, |heir| heir.replicas));
             place.master = heir;
             place.backoff.reset();
             if let Some(live) = &mut place.live {
@@ -224,7 +229,13 @@ impl Router {
         }
         for master in unplaced {
             let free = self.places.iter().position(|place| place.master.is_none() && place.live.is_none());
-            let place = Place { master: Some(master), live: None, backoff: Backoff::new(), is_lost: false };
+            let place = Place {
+                replicas: Rc::new(Cell::new(master.replicas)),
+                master: Some(master),
+                live: None,
+                backoff: Backoff::new(),
+                is_lost: false,
+            };
             let index = free.unwrap_or(self.places.len());
             match self.places.get_mut(index) {
                 Some(free) => *free = place,
@@ -239,6 +250,7 @@ impl Router {
         let mut owned = self.places.iter().filter(|place| place.master.is_some()).peekable();
         let is_up = |place: &Place| place.live.as_ref().is_some_and(|live| live.is_up);
         let reachable = owned.peek().is_some() && owned.all(is_up);
+        self.context.urgent.set(!reachable);
         if std::mem::replace(&mut self.reachable, reachable) != reachable {
             self.context.tell(Reply::Reachable(reachable)).await;
         }

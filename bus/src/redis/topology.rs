@@ -20,6 +20,9 @@ use crate::redis::wire::{Connection, Dialer};
 /// Time between two looks, unless somebody asks for one.
 pub(super) const REFRESH_EVERY: Duration = Duration::from_millis(500);
 
+/// The same while something is lost.
+const REFRESH_URGENT: Duration = Duration::from_millis(100);
+
 /// Least time between two looks.
 const REFRESH_PAUSE: Duration = Duration::from_millis(30);
 
@@ -63,7 +66,8 @@ pub(super) async fn watch(
             return;
         }
         tokio::time::sleep(REFRESH_PAUSE).await;
-        let _ = tokio::time::timeout(REFRESH_EVERY, context.refresh.notified()).await;
+        let pause = if context.urgent.get() { REFRESH_URGENT } else { REFRESH_EVERY };
+        let _ = tokio::time::timeout(pause, context.refresh.notified()).await;
     }
 }
 

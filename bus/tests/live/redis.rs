@@ -1,6 +1,8 @@
 //! Real Redis servers for tests: one with a replica, a cluster of six, a Sentinel trio.
 #![allow(dead_code, reason = "each program of tests uses its part of it")]
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -47,7 +49,18 @@ impl Server {
         Server::start_in(directory(port), port, lines, sentinel)
     }
 
+    /// One that does not answer everybody: ready when it listens.
+    pub(crate) fn start_unready(port: u16, lines: &[String]) -> Server {
+        Server::launch(directory(port), port, lines, false)
+    }
+
     fn start_in(directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
+        let server = Server::launch(directory, port, lines, sentinel);
+        server.await_ready();
+        server
+    }
+
+    fn launch(directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
         let mut config = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.display());
         if !sentinel {
             config.push_str(
@@ -63,9 +76,7 @@ impl Server {
         let log = directory.join("log");
         let mut process = start(&program, &arguments, &directory, &log);
         process.await_port(port, &log);
-        let server = Server { port, process, directory, program, arguments, paused: false };
-        server.await_ready();
-        server
+        Server { port, process, directory, program, arguments, paused: false }
     }
 
     fn await_ready(&self) {
@@ -109,7 +120,7 @@ impl Server {
         }
     }
 
-    fn is_master(&self) -> bool {
+    pub(crate) fn is_master(&self) -> bool {
         self.text("INFO replication").contains("role:master")
     }
 
@@ -151,6 +162,16 @@ impl Drop for Server {
         self.process.kill();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// `cert.pem` and `key.pem` for 127.0.0.1, signed by itself.
+pub(crate) fn make_certificate(directory: &Path) {
+    let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 \
+                     -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+                     -keyout key.pem -out cert.pem";
+    let made = Command::new("openssl").args(arguments.split_whitespace()).current_dir(directory).output();
+    let made = made.expect("no openssl here: apt-get install openssl");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// Waits until something holds.
@@ -205,8 +226,8 @@ impl Broker for Shared {
 /// that takes over by hand.
 pub(crate) struct Pair {
     servers: [Server; 2],
-    /// Which of them the address leads to.
-    master: Arc<Mutex<u16>>,
+    /// Which of them the address leads to, by node.
+    master: Arc<Mutex<HashMap<usize, u16>>>,
     master_index: usize,
     adapt: Adapt,
 }
@@ -217,8 +238,11 @@ impl Pair {
         let ports = free_ports(2);
         let servers = [Server::start(ports[0], &lines, false), Server::start(ports[1], &lines, false)];
         servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
-        settle("replica in step", || servers[1].is_synced());
-        Pair { servers, master: Arc::new(Mutex::new(ports[0])), master_index: 0, adapt }
+        // A replica counts in a WAIT from its first sign of life on.
+        settle("replica in step", || {
+            servers[1].is_synced() && servers[0].text("INFO replication").contains("state=online")
+        });
+        Pair { servers, master: Arc::default(), master_index: 0, adapt }
     }
 
     pub(crate) fn master(&mut self) -> &mut Server {
@@ -231,19 +255,43 @@ impl Pair {
 
     /// The replica is master and the address leads to it; the old master is as it was.
     pub(crate) fn promote(&mut self) {
+        let nodes: Vec<usize> = self.master.lock().unwrap().keys().copied().collect();
+        self.promote_for(&nodes);
+    }
+
+    /// The same, but only these nodes find it at the address.
+    pub(crate) fn promote_for(&mut self, nodes: &[usize]) {
         self.replica().ask("REPLICAOF NO ONE");
         self.master_index = 1 - self.master_index;
-        *self.master.lock().unwrap() = self.servers[self.master_index].port;
+        let port = self.master().port;
+        nodes.iter().for_each(|node| {
+            self.master.lock().unwrap().insert(*node, port);
+        });
+    }
+
+    /// Who was master before [`Pair::promote_for`].
+    pub(crate) fn old_master(&mut self) -> &mut Server {
+        self.replica()
+    }
+
+    /// The old master follows the new one, and the address leads all nodes there.
+    pub(crate) fn follow(&mut self) {
+        let port = self.master().port;
+        self.replica().ask(&format!("REPLICAOF 127.0.0.1 {port}"));
+        self.master.lock().unwrap().values_mut().for_each(|leads_to| *leads_to = port);
+        let follower = self.replica();
+        settle("follower in step", || follower.is_synced());
     }
 }
 
 impl Broker for Pair {
-    fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+    fn backend(&self, node: usize, proxies: &Arc<Proxies>) -> Start {
         let mut options = RedisOptions::new(Deployment::Single, vec![local(1)]);
         options.replicas = Some(1);
         (self.adapt)(&mut options);
         let master = self.master.clone();
-        backend(options, proxies, move |_, _| local(*master.lock().unwrap()))
+        master.lock().unwrap().insert(node, self.servers[self.master_index].port);
+        backend(options, proxies, move |_, _| local(master.lock().unwrap()[&node]))
     }
 
     fn kill(&mut self) {
@@ -359,6 +407,25 @@ impl Redises {
         one.zip(other).map(|(a, b)| if self.servers[a].is_master() { (a, b) } else { (b, a) }).collect()
     }
 
+    /// Moves the slot of a key from its master to another, the keys first.
+    pub(crate) fn move_slot_of(&self, key: &str) {
+        let Value::Int(slot) = self.servers[0].ask(&format!("CLUSTER KEYSLOT {key}")) else {
+            panic!("a slot")
+        };
+        let shards = self.shards();
+        let index = (0..MASTERS as i64).find(|index| slot < 16384 * (index + 1) / MASTERS as i64).unwrap();
+        let from = &self.servers[shards[index as usize].0];
+        let to = &self.servers[shards[(index as usize + 1) % MASTERS].0];
+        let id = |server: &Server| server.text("CLUSTER MYID");
+        let (from_id, to_id) = (id(from), id(to));
+        to.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}"));
+        from.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}"));
+        from.ask(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port));
+        for (master, _) in shards {
+            self.servers[master].ask(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
+        }
+    }
+
     fn masters(&self) -> Vec<usize> {
         self.shards().into_iter().map(|(master, _)| master).collect()
     }
@@ -432,7 +499,7 @@ impl Trio {
         let lines = [
             format!("sentinel monitor {NAME} 127.0.0.1 {} 2", ports[0]),
             format!("sentinel down-after-milliseconds {NAME} 1000"),
-            format!("sentinel failover-timeout {NAME} 5000"),
+            format!("sentinel failover-timeout {NAME} 2000"),
         ];
         let sentinels: Vec<Server> =
             ports[2..].iter().map(|port| Server::start(*port, &lines, true)).collect();

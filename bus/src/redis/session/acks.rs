@@ -158,7 +158,8 @@ impl Session {
             }
             return Ok(());
         }
-        let may_tell = repeated || self.keep(&publication, KeptAck::new(accepted.position, key));
+        // A repeat is kept too: the attempt that stored it may have had no answer, so nobody keeps it.
+        let may_tell = self.keep(&publication, KeptAck::new(accepted.position, key));
         let result = if may_tell { Ok(accepted) } else { Err(PublishError::Unknown) };
         self.context.answer(&publication, result).await;
         Ok(())
@@ -186,7 +187,7 @@ impl Session {
 
     /// Keeps an ack until replicas have it (L16). `false`: there is no room for it.
     fn keep(&mut self, publication: &Publication, ack: KeptAck) -> bool {
-        if self.replicas == 0 || self.context.options.durability != Durability::Master {
+        if self.replicas.get() == 0 || self.context.options.durability != Durability::Master {
             return true;
         }
         let Publication { target, id, envelope, .. } = publication.clone();

@@ -42,7 +42,7 @@ pub(super) async fn begin(post: Post) -> Result<Session, Ending> {
 }
 
 async fn settle(post: &Post) -> Result<Session, Ending> {
-    let Post { context, dialer, domain, master } = post;
+    let Post { context, dialer, domain, master, replicas } = post;
     let mut link = dialer.server(&master.address).await?;
     let role = match link.ask(&redis::cmd("ROLE")).await? {
         Value::Array(items) => items.first().and_then(text),
@@ -67,7 +67,7 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
         sha,
         life,
         canary_key,
-        replicas: master.replicas,
+        replicas: replicas.clone(),
         flights: VecDeque::new(),
         groups: Default::default(),
         restless: Vec::new(),
@@ -136,7 +136,7 @@ async fn mend(session: &mut Session, post: &Post) -> Result<(), Ending> {
         let mut kept = context.kept.borrow().get(&name).cloned().unwrap_or_default();
         mend_channel(session, &mut kept).await?;
         context.kept.borrow_mut().remove(&name);
-        if session.replicas > 0 {
+        if session.replicas.get() > 0 {
             session.kept.extend(kept);
         } else {
             kept.iter().for_each(|kept| context.let_go(kept));

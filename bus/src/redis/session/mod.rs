@@ -19,6 +19,7 @@ mod acks;
 mod begin;
 mod ears;
 
+use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -156,7 +157,7 @@ struct Session {
     sha: String,
     life: Life,
     canary_key: String,
-    replicas: usize,
+    replicas: Rc<Cell<usize>>,
     flights: VecDeque<Flight>,
     groups: HashMap<u16, Group>,
     /// Groups with something to send.
@@ -180,6 +181,7 @@ pub(super) struct Post {
     pub(super) dialer: Dialer,
     pub(super) domain: Domain,
     pub(super) master: Master,
+    pub(super) replicas: Rc<Cell<usize>>,
 }
 
 /// Lives one session, from dialing to its end, and tells of both.
@@ -314,7 +316,7 @@ impl Session {
         self.send(&[operation])?;
         self.flights.push_back(Flight::Canary);
         if !self.kept.is_empty() {
-            self.send_wait(self.replicas)?;
+            self.send_wait(self.replicas.get())?;
             self.flights.push_back(Flight::Kept { up_to: self.kept_from + self.kept.len() as u64 });
         }
         Ok(())
@@ -485,7 +487,7 @@ impl Session {
             Flight::Canary => self.canary_answered(value),
             Flight::Kept { up_to } => {
                 if let Value::Int(confirmed) = value
-                    && usize::try_from(confirmed).is_ok_and(|confirmed| confirmed >= self.replicas)
+                    && usize::try_from(confirmed).is_ok_and(|confirmed| confirmed >= self.replicas.get())
                 {
                     self.let_go(up_to);
                 }

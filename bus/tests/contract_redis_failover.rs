@@ -1,0 +1,370 @@
+//! What only Redis does: stale masters that wake, replicas that lack the tail, Sentinels that change their mind; and
+//! what an operator may ask for: durability, credentials, TLS.
+
+mod live;
+#[path = "live/redis.rs"]
+mod servers;
+
+use std::time::{Duration, Instant};
+
+use live::proxy::Proxies;
+use live::{Broker, Live};
+use ringmain_bus::backend::{HubEnds, Reply, Request, Target, ends};
+use ringmain_bus::redis::{Credentials, Durability, RedisOptions, Secret, Tls, check};
+use ringmain_bus::suite::{Faults, Probe};
+use ringmain_bus::{HistoryQuery, PublishError};
+use servers::{Pair, ROOM, Redises, Server, Shared, Trio, settle_down, shared_trio};
+
+/// All that is kept.
+const ALL: HistoryQuery = HistoryQuery { since: None, limit: 1000, reverse: false };
+
+/// Lets the nodes go on until something holds of the broker.
+fn settle_broker<B: Broker>(probe: &mut Probe<Live<B>>, what: &str, holds: impl Fn(&B) -> bool) {
+    let ends = Instant::now() + Duration::from_secs(60);
+    while !holds(probe.cluster.broker()) {
+        assert!(Instant::now() < ends, "no {what}");
+        probe.run_for(10);
+    }
+}
+
+/// The publications that stand in a channel's history.
+fn history<C: Faults>(probe: &mut Probe<C>, name: &str) -> Vec<String> {
+    let (_, publications) = probe.read(0, name, &ROOM, &ALL).expect("no epoch was claimed");
+    publications.into_iter().map(|(_, data)| data).collect()
+}
+
+/// The master is paused with commands in its socket, its replica promoted, the master woken: it executes them, and goes
+/// on as a master for the node that still finds it there.
+#[test]
+fn a_stale_master_that_wakes_names_nothing_twice_and_loses_nothing() {
+    let mut probe = Probe::new(Live::new(Pair::start(|_| ()), 2));
+    let name = probe.name("stale");
+    probe.open_all(&name, &ROOM);
+    let mut accepted = Vec::new();
+    for _ in 0..3 {
+        accepted.push(probe.data(0, &name));
+        probe.publish(0, &name, &ROOM);
+    }
+    probe.settle_arrivals();
+    probe.cluster.broker().pause();
+    let waiting = (probe.data(1, &name), probe.send_publish(1, &name, &ROOM));
+    settle_down(&mut probe, 0);
+    settle_down(&mut probe, 1);
+    // Node 0 finds the replica at the address, node 1 the old master.
+    probe.cluster.broker().promote_for(&[0]);
+    probe.cluster.broker().old_master().resume();
+    probe.settle_up();
+    for node in [0, 1, 0, 1, 1] {
+        accepted.push(probe.data(node, &name));
+        probe.publish(node, &name, &ROOM);
+    }
+    // At last the old master follows the new one, and node 1 too.
+    probe.cluster.broker().follow();
+    probe.run_for(100);
+    probe.settle_up();
+    accepted.push(probe.data(1, &name));
+    probe.publish(1, &name, &ROOM);
+    probe.settle_arrivals();
+    let kept = history(&mut probe, &name);
+    for data in &accepted {
+        assert_eq!(kept.iter().filter(|kept| *kept == data).count(), 1, "{data} in {kept:?}");
+    }
+    let stands = kept.iter().filter(|kept| **kept == waiting.0).count();
+    match probe.published(1, waiting.1) {
+        Ok(_) => assert_eq!(stands, 1, "{} in {kept:?}", waiting.0),
+        Err(PublishError::Unknown) => assert!(stands <= 1, "{} in {kept:?}", waiting.0),
+        Err(error) => panic!("it was sent: {error}"),
+    }
+}
+
+/// What a promoted replica does not have is published again by the node that passed its ack on, once.
+#[test]
+fn what_a_failover_took_is_published_again() {
+    let mut probe = Probe::new(Live::new(Pair::start(|_| ()), 2));
+    let name = probe.name("again");
+    probe.open_all(&name, &ROOM);
+    let mut accepted = Vec::new();
+    for round in 0..12 {
+        if round == 4 {
+            probe.cluster.stop_replication();
+        }
+        accepted.push(probe.data(round % 2, &name));
+        probe.publish(round % 2, &name, &ROOM);
+    }
+    probe.cluster.fail_over();
+    probe.run_for(100);
+    probe.settle_up();
+    let mut kept = history(&mut probe, &name);
+    assert_eq!(kept[..4], accepted[..4]);
+    kept.sort();
+    accepted.sort();
+    assert_eq!(kept, accepted);
+}
+
+/// An ack under `durability = replica` means that a replica has it.
+#[test]
+fn durability_of_a_replica_waits_for_it() {
+    let adapt = |options: &mut RedisOptions| options.durability = Durability::Replicas(1);
+    let mut probe = Probe::new(Live::new(Pair::start(adapt), 1));
+    let name = probe.name("durable");
+    // On a busy machine the replica may be late: then the answer is not known, and another is published.
+    let ends = Instant::now() + Duration::from_secs(60);
+    let first = loop {
+        let data = probe.data(0, &name);
+        if probe.try_publish(0, &name, &ROOM).is_ok() {
+            break data;
+        }
+        assert!(Instant::now() < ends, "no replica confirms");
+    };
+    probe.cluster.stop_replication();
+    // The master answers, the replica does not.
+    let second = probe.data(0, &name);
+    assert_eq!(probe.try_publish(0, &name, &ROOM), Err(PublishError::Unknown));
+    probe.cluster.fail_over();
+    probe.run_for(100);
+    probe.settle_up();
+    let kept = history(&mut probe, &name);
+    assert!(kept.contains(&first) && !kept.contains(&second), "{kept:?}");
+}
+
+/// A cluster's own election after kill -9, and after a master was paused: all goes on, and nothing acknowledged is
+/// lost, for the publisher lives.
+#[test]
+fn a_cluster_elects_and_all_goes_on() {
+    for paused in [false, true] {
+        let mut probe = Probe::new(Live::new(Redises::start(|_| ()), 2));
+        let names: Vec<String> = (0..12).map(|index| probe.name(&format!("elect-{index}"))).collect();
+        names.iter().for_each(|name| probe.open_all(name, &ROOM));
+        let publish_all = |probe: &mut Probe<Live<Redises>>| {
+            for name in &names {
+                probe.publish(0, name, &ROOM);
+            }
+        };
+        publish_all(&mut probe);
+        let cluster = probe.cluster.broker();
+        let (master, replica) = cluster.shards()[0];
+        if paused {
+            cluster.servers[master].pause();
+        } else {
+            cluster.servers[master].kill();
+        }
+        settle_down(&mut probe, 0);
+        settle_broker(&mut probe, "elected replica", |cluster| cluster.servers[replica].is_master());
+        let elected = Instant::now();
+        probe.settle_up();
+        println!("up {:?} after the election", elected.elapsed());
+        publish_all(&mut probe);
+        if paused {
+            probe.cluster.broker().servers[master].resume();
+            probe.run_for(1500);
+            probe.settle_up();
+            publish_all(&mut probe);
+        }
+        probe.settle_arrivals();
+        for name in &names {
+            assert_eq!(probe.arrivals(1, name).len(), 2 + usize::from(paused), "{name}");
+            probe.check_accepted(1, name, &ROOM);
+        }
+    }
+}
+
+/// Slots move from one master to another, and their channels with them.
+#[test]
+fn channels_follow_their_slots() {
+    let mut probe = Probe::new(Live::new(Redises::start(|_| ()), 2));
+    let name = probe.name("moving");
+    probe.open_all(&name, &ROOM);
+    probe.publish(0, &name, &ROOM);
+    probe.settle_arrivals();
+    probe.cluster.broker().move_slot_of(&format!("rm.c:{{{name}}}"));
+    settle_down(&mut probe, 1);
+    probe.settle_up();
+    probe.publish(0, &name, &ROOM);
+    probe.settle_arrivals();
+    assert_eq!(probe.arrivals(1, &name).len(), 2);
+}
+
+/// Behind Sentinels everything works.
+mod sentinel {
+    use super::*;
+
+    fn cluster() -> Live<Shared> {
+        Live::new(Shared::new(shared_trio()), 2)
+    }
+
+    ringmain_bus::contract_tests!(cluster();
+        p1_all_nodes_see_one_order,
+        p4_what_was_accepted_is_read_back,
+        p6_a_repeated_key_answers_the_first_position,
+        p7_no_publication_between_the_opened_position_and_the_arrivals,
+        e3_ephemeral_publications_reach_all_nodes,
+        c4_commands_at_the_limit_are_taken_and_above_it_refused,
+    );
+
+    /// The master is paused until the Sentinels have replaced it, then it wakes; with and without a fence.
+    fn replaced_and_woken(lines: &[&str]) {
+        let mut probe = Probe::new(Live::new(Trio::start(lines, |_| ()), 2));
+        let name = probe.name("sentinel");
+        probe.open_all(&name, &ROOM);
+        for _ in 0..3 {
+            probe.publish(0, &name, &ROOM);
+        }
+        probe.settle_arrivals();
+        let old = probe.cluster.broker().master();
+        probe.cluster.broker().servers[old].pause();
+        let waiting = probe.send_publish(1, &name, &ROOM);
+        settle_down(&mut probe, 0);
+        settle_broker(&mut probe, "promoted replica", |trio| trio.servers[1 - old].is_master());
+        probe.cluster.broker().servers[old].resume();
+        probe.settle_up();
+        settle_broker(&mut probe, "old master that follows", |trio| !trio.servers[old].is_master());
+        // With a fence the new master takes publications once it has a replica again.
+        let ends = Instant::now() + Duration::from_secs(60);
+        while probe.try_publish(0, &name, &ROOM).is_err() {
+            assert!(Instant::now() < ends, "no publication is taken");
+            probe.run_for(50);
+        }
+        let _ = probe.published(1, waiting);
+        probe.settle_up();
+        probe.settle_arrivals();
+        probe.check_accepted(1, &name, &ROOM);
+    }
+
+    #[test]
+    fn a_master_replaced_and_woken_loses_nothing() {
+        replaced_and_woken(&[]);
+    }
+
+    #[test]
+    fn a_fenced_master_replaced_and_woken_loses_nothing() {
+        replaced_and_woken(&["min-replicas-to-write 1", "min-replicas-max-lag 2"]);
+    }
+
+    #[test]
+    fn check_warns_of_a_missing_fence() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        let warnings = local.block_on(&runtime, async { check(&shared_trio()).await });
+        assert!(
+            warnings.iter().any(|warning| warning.text.contains("min-replicas-to-write")),
+            "{warnings:?}"
+        );
+    }
+}
+
+/// Interest in many channels is whole again soon after a cut.
+mod interest {
+    use super::*;
+
+    /// Time from a cut until the last of so many channels is subscribed again.
+    fn healed(options: RedisOptions, names: Vec<String>) -> Duration {
+        let proxies = std::sync::Arc::new(Proxies::default());
+        let through = proxies.clone();
+        let mut options = options;
+        options.addresses = Some(std::sync::Arc::new(move |host, port| through.through(host, port)));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async move {
+            let (HubEnds { requests, mut replies }, backend) = ends();
+            tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
+            let mut begun = Instant::now();
+            let mut took = Duration::ZERO;
+            for round in 0..2u64 {
+                while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
+                for (call, name) in (0..).zip(&names) {
+                    let target = Target { name: name.as_str().into(), options: ROOM };
+                    let call = ringmain_bus::backend::Call(round << 32 | call);
+                    requests.send(Request::Subscribe { call, target }).unwrap();
+                }
+                let mut confirmed = 0;
+                while confirmed < names.len() {
+                    match replies.recv().await.expect("it runs") {
+                        Reply::Subscribed { result, .. } => {
+                            result.expect("nothing fails");
+                            confirmed += 1;
+                        }
+                        Reply::Lost { domain } => panic!("lost {domain:?}"),
+                        _ => (),
+                    }
+                }
+                took = begun.elapsed();
+                if round == 0 {
+                    begun = Instant::now();
+                    proxies.cut();
+                }
+            }
+            took
+        })
+    }
+
+    #[test]
+    fn ten_thousand_channels_of_a_cluster() {
+        let cluster = Redises::start(|_| ());
+        let names = (0..10_000).map(|index| format!("channel-{index}")).collect();
+        let took = healed(cluster.options(), names);
+        println!("10,000 channels are subscribed {took:?} after a cut");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+
+    #[test]
+    fn a_hundred_thousand_users_by_slot() {
+        let cluster = Redises::start(|_| ());
+        let names = (0..100_000).map(|index| format!("user:{index}")).collect();
+        let took = healed(cluster.options(), names);
+        println!("100,000 users are subscribed {took:?} after a cut");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+}
+
+/// Passwords and TLS.
+mod secured {
+    use super::*;
+
+    fn works(options: RedisOptions) {
+        let mut probe = Probe::new(Live::new(Shared::new(options), 2));
+        let name = probe.name("secured");
+        probe.open_all(&name, &ROOM);
+        probe.publish(0, &name, &ROOM);
+        probe.settle_arrivals();
+        assert_eq!(probe.arrivals(1, &name).len(), 1);
+    }
+
+    fn url(port: u16) -> RedisOptions {
+        RedisOptions::from_url(&format!("redis://127.0.0.1:{port}"), |_| None).unwrap()
+    }
+
+    #[test]
+    fn a_user_and_password_are_asked_for() {
+        let port = live::process::free_ports(1)[0];
+        let lines = ["user default off".to_owned(), "user node on >secret ~rm.* &rm.* +@all".to_owned()];
+        let _server = Server::start_unready(port, &lines);
+        let mut options = url(port);
+        let wrong = Credentials { username: Some("node".to_owned()), password: Some(Secret("x".to_owned())) };
+        options.credentials = wrong;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        let warnings = local.block_on(&runtime, check(&options));
+        assert!(warnings[0].text.contains("WRONGPASS"), "{warnings:?}");
+        options.credentials.password = Some(Secret("secret".to_owned()));
+        works(options);
+    }
+
+    #[test]
+    fn tls_with_certificates_of_both_sides() {
+        let directory = tempfile::tempdir().unwrap();
+        servers::make_certificate(directory.path());
+        let file = |name: &str| directory.path().join(name);
+        let port = live::process::free_ports(1)[0];
+        let lines = [
+            "port 0".to_owned(),
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", file("cert.pem").display()),
+            format!("tls-key-file {}", file("key.pem").display()),
+            format!("tls-ca-cert-file {}", file("cert.pem").display()),
+        ];
+        let _server = Server::start_unready(port, &lines);
+        let mut options = url(port);
+        let identity = Some((file("cert.pem"), file("key.pem")));
+        options.tls = Some(Tls { ca: Some(file("cert.pem")), identity });
+        works(options);
+    }
+}
