@@ -28,6 +28,7 @@ pub mod kafka;
 pub mod lineage;
 pub mod link;
 pub mod memory;
+pub mod nats;
 pub mod nonce;
 pub mod position;
 pub mod redis;

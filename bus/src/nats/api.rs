@@ -1,0 +1,342 @@
+//! JetStream's API: streams, single messages, purges, acks.
+//!
+//! Owns: the requests and answers as JSON. Must not know: channels, epochs.
+//! Invariant: an answer of the server is parsed, never trusted; every request ends within [`CALL_MS_MAX`].
+
+use std::time::Duration;
+
+use async_nats::{Client, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::options::NatsOptions;
+use super::subjects::Subjects;
+
+/// Longest wait for one answer of the API, in milliseconds.
+pub(super) const CALL_MS_MAX: u64 = 1_000;
+
+/// The server has no such message (JetStream's error codes).
+const NO_MESSAGE: u64 = 10_037;
+const NO_STREAM: u64 = 10_059;
+const NO_CLUSTER: u64 = 10_074;
+const WRONG_LAST_SEQUENCE: u64 = 10_071;
+const STREAM_EXISTS: u64 = 10_058;
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ApiError {
+    /// There is no such message or stream.
+    #[error("not found")]
+    NotFound,
+    /// The last message of the subject is not the expected one.
+    #[error("another message came before")]
+    Conflict,
+    /// Nobody answered in time: it may have been done or not.
+    #[error("no answer")]
+    NoAnswer,
+    /// Nobody leads, or nobody listens: certainly not done.
+    #[error("nobody there")]
+    Nobody,
+    /// The server refuses; certainly not done.
+    #[error("refused with {code}: {text}")]
+    Refused {
+        /// JetStream's number of the error.
+        code: u64,
+        /// What it says.
+        text: String,
+    },
+    /// An answer that is not understood.
+    #[error("an answer that is not understood")]
+    Malformed,
+}
+
+#[derive(Debug, Deserialize)]
+struct Failure {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    error: Option<Failure>,
+}
+
+/// The answer to a publish into a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ack {
+    pub(super) sequence: u64,
+    /// Its id was seen before: this is the first one's sequence.
+    pub(super) repeated: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawAck {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+}
+
+/// A stored message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) sequence: u64,
+    /// When the leader took it, in milliseconds since 1970, by its clock.
+    pub(super) unix_ms: u64,
+    pub(super) payload: Vec<u8>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawMessage {
+    message: RawStored,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawStored {
+    seq: u64,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+/// What is known of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Info {
+    pub(super) last_sequence: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub(super) created_ms: u64,
+    pub(super) replicas: u64,
+    pub(super) in_memory: bool,
+    pub(super) per_subject_max: i64,
+    pub(super) bytes_max: i64,
+    pub(super) age_max_ms: u64,
+    pub(super) window_ms: u64,
+}
+
+/// Which message of a subject.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which<'a> {
+    /// The last one.
+    Last(&'a str),
+    /// The first one from a sequence on.
+    From(&'a str, u64),
+    /// The one of a sequence, whatever its subject.
+    At(u64),
+}
+
+/// One stream's API over one connection.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    client: Client,
+    stream: String,
+}
+
+impl Api {
+    pub(super) fn new(client: Client, stream: String) -> Api {
+        Api { client, stream }
+    }
+
+    async fn call(&self, what: &str, body: Value) -> Result<Bytes, ApiError> {
+        let subject = format!("$JS.API.{what}.{}", self.stream);
+        request(&self.client, subject, body.to_string().into()).await
+    }
+
+    pub(super) async fn message(&self, which: Which<'_>) -> Result<Stored, ApiError> {
+        let body = match which {
+            Which::Last(subject) => json!({ "last_by_subj": subject }),
+            Which::From(subject, sequence) => json!({ "seq": sequence.max(1), "next_by_subj": subject }),
+            Which::At(sequence) => json!({ "seq": sequence }),
+        };
+        let answer = self.call("STREAM.MSG.GET", body).await?;
+        let raw: RawMessage = serde_json::from_slice(&answer).map_err(|_| ApiError::Malformed)?;
+        let payload = STANDARD.decode(raw.message.data).map_err(|_| ApiError::Malformed)?;
+        let unix_ms = unix_ms(&raw.message.time).ok_or(ApiError::Malformed)?;
+        Ok(Stored { sequence: raw.message.seq, unix_ms, payload })
+    }
+
+    pub(super) async fn info(&self) -> Result<Info, ApiError> {
+        let answer = self.call("STREAM.INFO", json!({})).await?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(|_| ApiError::Malformed)?;
+        let (config, state) = (&answer["config"], &answer["state"]);
+        let number = |value: &Value| value.as_u64().unwrap_or_default();
+        Ok(Info {
+            last_sequence: state["last_seq"].as_u64().ok_or(ApiError::Malformed)?,
+            created_ms: answer["created"].as_str().and_then(unix_ms).ok_or(ApiError::Malformed)?,
+            replicas: number(&config["num_replicas"]),
+            in_memory: config["storage"] == "memory",
+            per_subject_max: config["max_msgs_per_subject"].as_i64().unwrap_or(-1),
+            bytes_max: config["max_bytes"].as_i64().unwrap_or(-1),
+            age_max_ms: number(&config["max_age"]) / 1_000_000,
+            window_ms: number(&config["duplicate_window"]) / 1_000_000,
+        })
+    }
+
+    /// Makes the stream if it is not there. Three copies where nothing else is said and there is a cluster.
+    pub(super) async fn create(
+        &self,
+        options: &NatsOptions,
+        subjects: &Subjects,
+        n: u16,
+    ) -> Result<(), ApiError> {
+        let create = async |replicas: u8| {
+            let body = config(&self.stream, options, subjects, n, replicas);
+            match self.call("STREAM.CREATE", body).await {
+                Ok(_) => Ok(()),
+                Err(ApiError::Refused { code: STREAM_EXISTS, .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        match (options.replicas, create(options.replicas.unwrap_or(3)).await) {
+            (None, Err(ApiError::Refused { code: NO_CLUSTER, .. })) => create(1).await,
+            (_, result) => result,
+        }
+    }
+
+    /// Removes what a subject has before a sequence.
+    pub(super) async fn purge(&self, subject: &str, before: u64) -> Result<(), ApiError> {
+        self.call("STREAM.PURGE", json!({ "filter": subject, "seq": before })).await.map(drop)
+    }
+
+    /// Publishes an empty message.
+    pub(super) async fn publish(&self, subject: &str) -> Result<Ack, ApiError> {
+        let sent = async_nats::Request::new().timeout(Some(Duration::from_millis(CALL_MS_MAX)));
+        let answer =
+            self.client.send_request(subject.to_owned(), sent).await.map_err(|error| no_answer(&error))?;
+        read_ack(&answer)
+    }
+
+    /// Publishes if the subject's last message is the expected one (0: none).
+    pub(super) async fn publish_after(
+        &self,
+        subject: &str,
+        expected: u64,
+        payload: Vec<u8>,
+    ) -> Result<Ack, ApiError> {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+        let sent = async_nats::Request::new()
+            .payload(payload.into())
+            .headers(headers)
+            .timeout(Some(Duration::from_millis(CALL_MS_MAX)));
+        let answer =
+            self.client.send_request(subject.to_owned(), sent).await.map_err(|error| no_answer(&error))?;
+        read_ack(&answer)
+    }
+}
+
+fn config(name: &str, options: &NatsOptions, subjects: &Subjects, n: u16, replicas: u8) -> Value {
+    // Beside the publications kept: the one before them (the history's floor), and a mark.
+    let per_subject = u64::from(options.history_size_max) + 2;
+    json!({
+        "name": name,
+        "subjects": [subjects.stored(n)],
+        "retention": "limits",
+        "discard": "old",
+        "storage": if options.in_memory { "memory" } else { "file" },
+        "num_replicas": replicas,
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msgs_per_subject": per_subject,
+        "max_age": options.retention_ms * 1_000_000,
+        "duplicate_window": options.idempotency_ms.min(options.retention_ms) * 1_000_000,
+        "allow_direct": true,
+        "republish": { "src": subjects.stored(n), "dest": subjects.republished(n) },
+    })
+}
+
+fn no_answer(error: &async_nats::RequestError) -> ApiError {
+    match error.kind() {
+        async_nats::RequestErrorKind::NoResponders => ApiError::Nobody,
+        _ => ApiError::NoAnswer,
+    }
+}
+
+async fn request(client: &Client, subject: String, body: Bytes) -> Result<Bytes, ApiError> {
+    let request = async_nats::Request::new().payload(body).timeout(Some(Duration::from_millis(CALL_MS_MAX)));
+    let answer = client.send_request(subject, request).await.map_err(|error| no_answer(&error))?;
+    check(&answer.payload)?;
+    Ok(answer.payload)
+}
+
+fn check(payload: &[u8]) -> Result<(), ApiError> {
+    let answer: Answer = serde_json::from_slice(payload).map_err(|_| ApiError::Malformed)?;
+    match answer.error {
+        None => Ok(()),
+        Some(failure) => Err(match failure.err_code {
+            NO_MESSAGE | NO_STREAM => ApiError::NotFound,
+            WRONG_LAST_SEQUENCE => ApiError::Conflict,
+            code => ApiError::Refused { code, text: failure.description },
+        }),
+    }
+}
+
+/// Reads what a stream answers to a publish.
+pub(super) fn read_ack(answer: &async_nats::Message) -> Result<Ack, ApiError> {
+    if answer.status == Some(StatusCode::NO_RESPONDERS) {
+        return Err(ApiError::Nobody);
+    }
+    check(&answer.payload)?;
+    let ack: RawAck = serde_json::from_slice(&answer.payload).map_err(|_| ApiError::Malformed)?;
+    if ack.seq == 0 {
+        return Err(ApiError::Malformed);
+    }
+    Ok(Ack { sequence: ack.seq, repeated: ack.duplicate })
+}
+
+/// `2026-11-21T19:55:16.123456789Z` as milliseconds since 1970; any offset other than `Z` is `None`.
+fn unix_ms(text: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let fraction = text.get(19..)?.strip_suffix('Z')?;
+    let ms = match fraction.strip_prefix('.') {
+        Some(digits) => format!("{digits:0<3}").get(..3)?.parse::<u64>().ok()?,
+        None => 0,
+    };
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days by the civil calendar, counted from March (Howard Hinnant, "chrono-compatible date algorithms").
+    let shifted = if month <= 2 { year - 1 } else { year };
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let year_of_era = shifted % 400;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (shifted / 400 * 146_097 + day_of_era).checked_sub(719_468)?;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000 + ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        for (text, expected) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2000-03-01T00:00:01.5Z", Some(951_868_801_500)),
+            ("2026-11-21T19:55:16.123456789Z", Some(1_795_290_916_123)),
+            ("2024-02-29T23:59:59.999Z", Some(1_709_251_199_999)),
+            ("2026-11-21T19:55:16+01:00", None),
+            ("", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(unix_ms(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let failure = |code: u64| format!(r#"{{"error":{{"code":1,"err_code":{code},"description":"x"}}}}"#);
+        assert_eq!(check(b"{}"), Ok(()));
+        assert_eq!(check(failure(NO_MESSAGE).as_bytes()), Err(ApiError::NotFound));
+        assert_eq!(check(failure(WRONG_LAST_SEQUENCE).as_bytes()), Err(ApiError::Conflict));
+        assert_eq!(check(failure(7).as_bytes()), Err(ApiError::Refused { code: 7, text: "x".into() }));
+        assert_eq!(check(b"<html>"), Err(ApiError::Malformed));
+    }
+}

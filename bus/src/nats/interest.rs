@@ -1,0 +1,467 @@
+//! Which channels this node hears, and what it hears on them.
+//!
+//! Owns: subscriptions at the server (units) and their counts, each channel's last sequence, confirmations. Must not
+//! know: publishing.
+//!
+//! A *unit* is one subscription at the server: a channel's subject or a slot's. A channel holds its unit while it is
+//! wanted by the hub, or heard for its own publications ([`Heard::until`]). Invariant: a channel's publications are
+//! told in the order of their sequences and once, by however many units they come.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::Message as Received;
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::life::{In, Life, PEER_MS};
+use super::node::CORE;
+use super::options::Interest;
+use super::pulse::{header, sequence_of};
+use super::subjects::{hash, slot};
+use super::wire::{self, Ask, Heart, Told};
+use crate::backend::{Call, Domain, Message, Reply, Target};
+use crate::envelope;
+use crate::epoch::Epoch;
+use crate::lineage::Lineage;
+
+/// How long a channel is heard after the last publication on it, in milliseconds.
+pub(super) const LINGER_MS: u64 = 5_000;
+
+/// Channels heard for their publications only; beyond them, the one published on is not heard and its predecessor is
+/// read.
+pub(super) const LINGERING_MAX: usize = 16_384;
+
+/// Sequences of a channel that are remembered with their predecessors.
+const RECENT_MAX: usize = 64;
+
+/// Where something is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Plane {
+    Core,
+    Stream(u16),
+}
+
+/// What a unit covers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Scope {
+    Channel(Arc<str>),
+    Slot(u16),
+}
+
+type UnitKey = (Plane, Scope);
+
+struct Unit {
+    id: u64,
+    channels: usize,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A positioned channel that is heard.
+pub(super) struct Heard {
+    pub(super) name: Arc<str>,
+    unit: UnitKey,
+    stream: u16,
+    epoch: Epoch,
+    /// The hub wants it.
+    pub(super) wanted: bool,
+    /// Heard until then for its own publications.
+    until: Option<Instant>,
+    /// Sequence of the last publication heard; 0: none yet.
+    pub(super) last: u64,
+    /// Sequences and their predecessors.
+    recent: VecDeque<(u64, u64)>,
+}
+
+impl Heard {
+    /// The predecessor of a recent publication.
+    pub(super) fn previous(&self, sequence: u64) -> Option<u64> {
+        self.recent.iter().rev().find(|(recent, _)| *recent == sequence).map(|(_, previous)| *previous)
+    }
+}
+
+/// Channels heard in this life, by their subjects.
+#[derive(Default)]
+pub(super) struct Channels {
+    units: HashMap<UnitKey, Unit>,
+    /// Scopes of units that live, so that what comes late from a dead one is dropped.
+    living: HashSet<u64>,
+    drawn: u64,
+    pub(super) heard: HashMap<Arc<str>, Heard>,
+    by_hash: HashMap<u64, Arc<str>>,
+    said: HashMap<Arc<str>, UnitKey>,
+    lingering: VecDeque<(Instant, Arc<str>)>,
+    lingering_count: usize,
+}
+
+impl Channels {
+    fn release(&mut self, key: &UnitKey) {
+        if let Some(unit) = self.units.get_mut(key) {
+            unit.channels -= 1;
+            if unit.channels == 0 {
+                let id = unit.id;
+                self.units.remove(key);
+                self.living.remove(&id);
+            }
+        }
+    }
+
+    fn drop_heard(&mut self, name: &str) {
+        if let Some(heard) = self.heard.remove(name) {
+            self.lingering_count -= usize::from(!heard.wanted);
+            self.by_hash.remove(&hash(name));
+            self.release(&heard.unit);
+        }
+    }
+
+    pub(super) fn forget_stream(&mut self, stream: u16) {
+        let names: Vec<_> = self
+            .heard
+            .values()
+            .filter(|heard| heard.stream == stream)
+            .map(|heard| heard.name.clone())
+            .collect();
+        names.iter().for_each(|name| self.drop_heard(name));
+    }
+
+    /// Another node published: what we hear of it should be as far.
+    pub(super) fn note_tops(&self, tops: &[(u64, u64)], marks: &mut HashMap<Arc<str>, u64>) {
+        for (hash, top) in tops {
+            if let Some(name) = self.by_hash.get(hash)
+                && self.heard.get(name).is_some_and(|heard| heard.wanted && heard.last < *top)
+            {
+                let mark = marks.entry(name.clone()).or_insert(0);
+                *mark = (*mark).max(*top);
+            }
+        }
+    }
+
+    /// Ephemeral channels published on in the window that ends now.
+    pub(super) fn counts(&mut self) -> Vec<(u64, u32)> {
+        Vec::new()
+    }
+}
+
+/// A round of confirmations: nothing is confirmed by what was sent before it.
+struct Round {
+    number: u64,
+    calls: Vec<(Call, Domain)>,
+    /// Streams whose canary of this number or a later one has not come back.
+    streams: Vec<(u16, u64)>,
+    /// Nodes that have not answered.
+    peers: HashSet<u64>,
+}
+
+/// Subscriptions that wait for their confirmation.
+#[derive(Default)]
+pub(super) struct Confirm {
+    waiting: Vec<(Call, Domain)>,
+    round: Option<Round>,
+    rounds: u64,
+}
+
+impl Confirm {
+    /// Takes out the calls of a domain.
+    pub(super) fn fail(&mut self, domain: Domain) -> Vec<Call> {
+        let mut failed = Vec::new();
+        let mut take = |calls: &mut Vec<(Call, Domain)>| {
+            calls.retain(|(call, of)| {
+                let keep = *of != domain;
+                failed.extend((!keep).then_some(*call));
+                keep
+            });
+        };
+        take(&mut self.waiting);
+        if let Some(round) = &mut self.round {
+            take(&mut round.calls);
+            if let Some(stream) = domain.0.checked_sub(1) {
+                round.streams.retain(|(waited, _)| u32::from(*waited) != stream);
+            }
+        }
+        failed
+    }
+}
+
+impl Life<'_> {
+    fn scope_of(&self, name: &Arc<str>) -> Scope {
+        if self.node.options.interest == Interest::Slots || name.starts_with("user:") {
+            Scope::Slot(slot(name))
+        } else {
+            Scope::Channel(name.clone())
+        }
+    }
+
+    /// Counts one more channel on a unit, and subscribes it if it is the first.
+    async fn hold(&mut self, key: &UnitKey) {
+        if let Some(unit) = self.channels.units.get_mut(key) {
+            unit.channels += 1;
+            return;
+        }
+        self.channels.drawn += 1;
+        let id = self.channels.drawn;
+        let subjects = &self.node.subjects;
+        let subject = match key {
+            (Plane::Core, Scope::Channel(name)) => subjects.ephemeral_channel(name),
+            (Plane::Core, Scope::Slot(slot)) => subjects.ephemeral_slot(*slot),
+            (Plane::Stream(_), Scope::Channel(name)) => subjects.heard_channel(name),
+            (Plane::Stream(_), Scope::Slot(slot)) => subjects.heard_slot(*slot),
+        };
+        let task = match key.0 {
+            Plane::Core => self.subscribe(subject, move |message| In::Said { unit: id, message }).await,
+            Plane::Stream(_) => self.subscribe(subject, move |message| In::Heard { unit: id, message }).await,
+        };
+        if let Some(task) = task {
+            self.channels.living.insert(id);
+            self.channels.units.insert(key.clone(), Unit { id, channels: 1, task });
+        }
+    }
+
+    /// The hub wants a channel.
+    pub(super) async fn want(&mut self, call: Call, target: &Target) {
+        let domain = if target.options.is_positioned() {
+            let stream = self.stream_of(&target.name);
+            self.hear(&target.name, stream, true).await;
+            Domain(u32::from(stream) + 1)
+        } else {
+            if !self.channels.said.contains_key(&target.name) {
+                let key = (Plane::Core, self.scope_of(&target.name));
+                self.hold(&key).await;
+                self.channels.said.insert(target.name.clone(), key);
+            }
+            CORE
+        };
+        self.confirm.waiting.push((call, domain));
+        self.begin_round().await;
+    }
+
+    /// Hears a positioned channel: wanted by the hub, or for its own publications.
+    pub(super) async fn hear(&mut self, name: &Arc<str>, stream: u16, wanted: bool) {
+        let until = Instant::now() + Duration::from_millis(LINGER_MS);
+        if !self.channels.heard.contains_key(name) {
+            if !wanted && self.channels.lingering_count >= LINGERING_MAX {
+                return;
+            }
+            let mut unit = (Plane::Stream(stream), self.scope_of(name));
+            if !wanted && !self.channels.units.contains_key(&unit) {
+                unit.1 = Scope::Channel(name.clone());
+            }
+            self.hold(&unit).await;
+            let heard = Heard {
+                name: name.clone(),
+                unit,
+                stream,
+                epoch: self.epoch_of(stream, name),
+                wanted: false,
+                until: None,
+                last: 0,
+                recent: VecDeque::new(),
+            };
+            self.channels.by_hash.insert(hash(name), name.clone());
+            self.channels.heard.insert(name.clone(), heard);
+            self.channels.lingering_count += 1;
+        }
+        let Some(heard) = self.channels.heard.get_mut(name) else { return };
+        if wanted {
+            if !std::mem::replace(&mut heard.wanted, true) {
+                self.channels.lingering_count -= 1;
+            }
+        } else if heard.until.replace(until).is_none() {
+            self.channels.lingering.push_back((until, name.clone()));
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, target: &Target) {
+        if let Some(key) = self.channels.said.remove(&target.name) {
+            self.channels.release(&key);
+        }
+        let Some(heard) = self.channels.heard.get_mut(&target.name) else { return };
+        if std::mem::replace(&mut heard.wanted, false) {
+            self.channels.lingering_count += 1;
+        }
+        if heard.until.is_none() {
+            self.channels.drop_heard(&target.name);
+        }
+    }
+
+    pub(super) async fn look_after_interest(&mut self, now: Instant) {
+        while let Some((at, _)) = self.channels.lingering.front()
+            && *at <= now
+        {
+            let Some((_, name)) = self.channels.lingering.pop_front() else { break };
+            let Some(heard) = self.channels.heard.get_mut(&name) else { continue };
+            match heard.until {
+                Some(until) if until > now => self.channels.lingering.push_back((until, name)),
+                _ => {
+                    heard.until = None;
+                    if !heard.wanted {
+                        self.channels.drop_heard(&name);
+                    }
+                }
+            }
+        }
+        let living: HashSet<u64> = self.node.living(now).into_iter().collect();
+        if let Some(round) = &mut self.confirm.round {
+            round.peers.retain(|peer| living.contains(peer) || *peer == self.node.incarnation);
+        }
+        self.end_round().await;
+    }
+
+    /// A positioned channel's publication.
+    pub(super) async fn heard(&mut self, unit: u64, received: &Received) {
+        let (Some(sequence), Some(last)) = (sequence_of(received), header(received, "Nats-Last-Sequence"))
+        else {
+            return;
+        };
+        if !self.channels.living.contains(&unit) {
+            return;
+        }
+        let Some(name) = super::subjects::channel_of_subject(&received.subject) else { return };
+        let Some(heard) = self.channels.heard.get_mut(name.as_str()) else { return };
+        let n = usize::from(heard.stream);
+        let high = &mut self.node.memories[n].witness.high;
+        *high = sequence.max(*high);
+        if sequence <= heard.last {
+            return;
+        }
+        // 0: it expired, or there was none; if we heard it, it is the one.
+        let previous = if last == 0 { heard.last } else { last };
+        heard.last = sequence;
+        heard.recent.push_back((sequence, previous));
+        if heard.recent.len() > RECENT_MAX {
+            heard.recent.pop_front();
+        }
+        let (name, wanted, epoch) = (heard.name.clone(), heard.wanted, heard.epoch);
+        if wanted {
+            self.streams[n].moved.insert(name.clone());
+            let reply = match record_of(&received.payload) {
+                Some(record) => {
+                    let message =
+                        Message { epoch, lineage: Lineage::EMPTY, previous, offset: sequence, record };
+                    Reply::Message { name: name.clone(), message }
+                }
+                None => Reply::Doubt { name: name.clone() },
+            };
+            self.node.tell(reply).await;
+        }
+        self.publication_back(&name, sequence, previous).await;
+    }
+
+    /// An ephemeral channel's publication.
+    pub(super) async fn said(&mut self, unit: u64, received: &Received) {
+        if !self.channels.living.contains(&unit) {
+            return;
+        }
+        let Some(name) = super::subjects::channel_of_subject(&received.subject) else { return };
+        let Some((name, _)) = self.channels.said.get_key_value(name.as_str()) else { return };
+        let name = name.clone();
+        let reply = match record_of(&received.payload) {
+            Some(record) => {
+                let message =
+                    Message { epoch: Epoch::NONE, lineage: Lineage::EMPTY, previous: 0, offset: 0, record };
+                Reply::Message { name, message }
+            }
+            None => Reply::Doubt { name },
+        };
+        self.node.tell(reply).await;
+    }
+
+    /// A canary is back: how far the channels are that moved before it, and that others say have moved.
+    pub(super) async fn tell_tops(&mut self, stream: u16) {
+        let life = &mut self.streams[usize::from(stream)];
+        let mut tops = std::mem::take(&mut life.marks);
+        for name in std::mem::take(&mut life.moved) {
+            tops.entry(name).or_insert(0);
+        }
+        for (name, told) in tops {
+            let Some(heard) = self.channels.heard.get(&name).filter(|heard| heard.wanted) else { continue };
+            let top = told.max(heard.last);
+            let (epoch, record) = (heard.epoch, Bytes::new());
+            let message = Message { epoch, lineage: Lineage::EMPTY, previous: top, offset: top, record };
+            self.node.tell(Reply::Message { name, message }).await;
+        }
+    }
+
+    /// Compares what another node says that it said with what we heard of it.
+    pub(super) async fn compare_counts(&mut self, _heart: &Heart) {}
+
+    async fn begin_round(&mut self) {
+        if self.confirm.round.is_some() || self.confirm.waiting.is_empty() {
+            return;
+        }
+        self.confirm.rounds += 1;
+        let number = self.confirm.rounds;
+        let calls = std::mem::take(&mut self.confirm.waiting);
+        let mut streams: Vec<(u16, u64)> = Vec::new();
+        let mut peers = HashSet::new();
+        for (_, domain) in &calls {
+            match domain.0.checked_sub(1) {
+                None => {
+                    peers.insert(self.node.incarnation);
+                }
+                Some(stream) if !streams.iter().any(|(waited, _)| u32::from(*waited) == stream) => {
+                    streams.push((stream as u16, 0));
+                }
+                Some(_) => (),
+            }
+        }
+        for (stream, from) in &mut streams {
+            self.send_canary(*stream).await;
+            *from = self.node.pulses;
+        }
+        if !peers.is_empty() {
+            peers.extend(self.node.living(Instant::now()));
+            let ask = wire::write(&Ask { incarnation: self.node.incarnation, number });
+            let (subject, reply) = (self.node.subjects.sync(), format!("{}.c", self.inbox));
+            self.send(subject, Some(reply), None, ask.into()).await;
+        }
+        self.confirm.round = Some(Round { number, calls, streams, peers });
+    }
+
+    /// A node has answered a question of a round.
+    pub(super) async fn peer_told(&mut self, told: &Told) {
+        if let Some(round) = &mut self.confirm.round
+            && round.number == told.number
+        {
+            round.peers.remove(&told.incarnation);
+            self.end_round().await;
+        }
+    }
+
+    pub(super) async fn confirmed_by_canary(&mut self, stream: u16) {
+        let returned = self.streams[usize::from(stream)].returned;
+        if let Some(round) = &mut self.confirm.round {
+            round.streams.retain(|(waited, from)| *waited != stream || returned < *from);
+            self.end_round().await;
+        }
+    }
+
+    /// Ends the round if nothing is waited for, and begins the next.
+    async fn end_round(&mut self) {
+        let is_over = |round: &Round| round.streams.is_empty() && round.peers.is_empty();
+        if !self.confirm.round.as_ref().is_some_and(is_over) {
+            return;
+        }
+        for (call, domain) in self.confirm.round.take().map(|round| round.calls).unwrap_or_default() {
+            self.node.tell(Reply::Subscribed { call, result: Ok(domain) }).await;
+        }
+        Box::pin(self.begin_round()).await;
+    }
+}
+
+/// How long peers are waited for is bounded by [`PEER_MS`]: who is silent for so long is not asked.
+const _: () = assert!(PEER_MS < crate::contract::ANSWER_MS_MAX);
+
+/// The record in an envelope.
+fn record_of(payload: &Bytes) -> Option<Bytes> {
+    match envelope::decode(payload).ok()?.record {
+        std::borrow::Cow::Borrowed(record) => Some(payload.slice_ref(record)),
+        std::borrow::Cow::Owned(record) => Some(record.into()),
+    }
+}

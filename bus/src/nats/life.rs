@@ -1,0 +1,563 @@
+//! One connection, from its first word to its loss.
+//!
+//! Owns: the loop over requests, what comes from the server and time; which domains are up. Must not know: dialling.
+//!
+//! Everything that comes from the server goes through one bounded queue into this loop, which owns all state; walks
+//! and barriers are tasks that report into the same queue. Invariants: nothing of a domain is told after its loss and
+//! before its return; a task of a life that is over finds nobody to report to.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, Message};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::api::{Api, ApiError, Info};
+use super::barrier::{Barrier, Believed, Stage};
+use super::interest::{Channels, Confirm};
+use super::node::{CORE, Node, refusal};
+use super::publish::{Echoes, Publishes};
+use super::wire::Record;
+use crate::backend::{Call, Domain, ReadPage, Reply, Request};
+use crate::epoch::{Epoch, Position};
+use crate::types::{BusError, PublishError};
+
+/// Messages on their way into the loop.
+const INCOMING_MAX: usize = 4_096;
+
+/// Messages and requests handled before time is looked at.
+const TURN_MAX: usize = 256;
+
+/// Grain of everything that is due by time, in milliseconds.
+pub(super) const TICK_MS: u64 = 50;
+
+/// Longest wait for room towards the server, in milliseconds. The connection is lost then.
+const ROOM_MS_MAX: u64 = crate::backend::SILENCE_MS_MAX;
+
+/// Walks at the same time; others wait.
+const WALKS_MAX: usize = 64;
+
+/// Time before a barrier that failed is tried again, in milliseconds.
+const BARRIER_AGAIN_MS: u64 = 100;
+
+/// Time within which a node that was heard counts as living, in milliseconds.
+pub(super) const PEER_MS: u64 = 1_500;
+
+/// Why a life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The connection is lost or in doubt.
+    Lost,
+    /// The node ends.
+    HubEnded,
+}
+
+/// What comes into the loop.
+pub(super) enum In {
+    /// A positioned channel's publication, said again by its stream.
+    Heard {
+        unit: u64,
+        message: Message,
+    },
+    /// An ephemeral channel's publication.
+    Said {
+        unit: u64,
+        message: Message,
+    },
+    Canary {
+        stream: u16,
+        message: Message,
+    },
+    Record {
+        stream: u16,
+        message: Message,
+    },
+    Heart(Message),
+    Asked(Message),
+    /// An answer to something of ours.
+    Answer(Message),
+    Passed {
+        stream: u16,
+        result: Result<Believed, ApiError>,
+    },
+    Read {
+        call: Call,
+        result: Result<ReadPage, BusError>,
+    },
+    Cleared {
+        call: Call,
+        result: Result<Position, BusError>,
+    },
+    Predecessor {
+        name: Arc<str>,
+        sequence: u64,
+        life: u64,
+        stream: u16,
+        result: Result<u64, ApiError>,
+    },
+    Clock {
+        stream: u16,
+        ahead_ms: i64,
+    },
+}
+
+/// How far a stream's part of this life is.
+pub(super) enum Step {
+    /// Not asked yet, or to be asked again then.
+    Again(Instant),
+    /// In the barrier.
+    Passing(JoinHandle<()>),
+    /// Believed; its canary has not come back yet.
+    Proving,
+    Up,
+}
+
+/// A stream in this life.
+pub(super) struct StreamLife {
+    pub(super) step: Step,
+    /// Counts its losses: what was begun in another is not believed.
+    pub(super) life: u64,
+    pub(super) record: Record,
+    pub(super) info: Info,
+    /// When its canary came back last.
+    pub(super) heard: Instant,
+    /// The canary that came back last.
+    pub(super) returned: u64,
+    /// Canaries on their way: number, bytes, when by this machine's clock.
+    pub(super) canaries: VecDeque<(u64, Vec<u8>, u64)>,
+    pub(super) clock_ahead_ms: Option<i64>,
+    /// Channels published on since the last canary, and how far.
+    pub(super) published: HashMap<Arc<str>, u64>,
+    /// Channels that moved here since the last canary came back.
+    pub(super) moved: HashSet<Arc<str>>,
+    /// Channels that others say have moved, and how far.
+    pub(super) marks: HashMap<Arc<str>, u64>,
+}
+
+/// See the module's doc.
+pub(super) struct Life<'n> {
+    pub(super) node: &'n mut Node,
+    pub(super) client: Client,
+    pub(super) inbox: String,
+    pub(super) incoming: Sender<In>,
+    received: Option<Receiver<In>>,
+    doubt: Arc<Notify>,
+    /// The connection is not to be used any more.
+    pub(super) broken: bool,
+    pub(super) streams: Vec<StreamLife>,
+    pub(super) core_up: bool,
+    /// When our heart came back last.
+    pub(super) core_heard: Instant,
+    pub(super) pulsed: Instant,
+    ticked: Instant,
+    pub(super) channels: Channels,
+    pub(super) confirm: Confirm,
+    pub(super) publishes: Publishes,
+    pub(super) echoes: Echoes,
+    pub(super) walks: Arc<tokio::sync::Semaphore>,
+    /// Nodes that lived when the last life ended.
+    pub(super) expected: Vec<u64>,
+    /// Tasks that end with this life.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        for stream in &self.streams {
+            if let Step::Passing(task) = &stream.step {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl<'n> Life<'n> {
+    pub(super) fn new(node: &'n mut Node, client: Client, doubt: Arc<Notify>) -> Life<'n> {
+        let (incoming, received) = channel(INCOMING_MAX);
+        let now = Instant::now();
+        let stream = |_| StreamLife {
+            step: Step::Again(now),
+            life: 0,
+            record: Record { generation: 0, nonce: 0 },
+            info: Info::default(),
+            heard: now,
+            returned: 0,
+            canaries: VecDeque::new(),
+            clock_ahead_ms: None,
+            published: HashMap::new(),
+            moved: HashSet::new(),
+            marks: HashMap::new(),
+        };
+        let streams = (0..node.subjects.streams()).map(stream).collect();
+        let expected = node.living(node.alive);
+        Life {
+            inbox: client.new_inbox(),
+            node,
+            client,
+            incoming,
+            received: Some(received),
+            doubt,
+            broken: false,
+            streams,
+            core_up: false,
+            core_heard: now,
+            pulsed: now,
+            ticked: now,
+            channels: Channels::default(),
+            confirm: Confirm::default(),
+            publishes: Publishes::default(),
+            echoes: Echoes::default(),
+            walks: Arc::new(tokio::sync::Semaphore::new(WALKS_MAX)),
+            expected,
+            tasks: Vec::new(),
+        }
+    }
+
+    /// Lives until the connection is lost or the hub ends.
+    pub(super) async fn run(mut self, requests: &mut UnboundedReceiver<Request>) -> End {
+        let Some(mut received) = self.received.take() else { return End::Lost };
+        self.listen().await;
+        self.pulse().await;
+        let mut tick = tokio::time::interval(Duration::from_millis(TICK_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(TURN_MAX);
+        let mut asked = Vec::with_capacity(TURN_MAX);
+        let doubt = self.doubt.clone();
+        let end = loop {
+            tokio::select! {
+                () = doubt.notified() => break End::Lost,
+                count = requests.recv_many(&mut asked, TURN_MAX) => {
+                    if count == 0 {
+                        break End::HubEnded;
+                    }
+                    for request in asked.drain(..) {
+                        self.request(request).await;
+                    }
+                }
+                _ = received.recv_many(&mut batch, TURN_MAX) => {
+                    for message in batch.drain(..) {
+                        self.handle(message).await;
+                    }
+                }
+                _ = tick.tick() => self.tick().await,
+            }
+            if self.broken {
+                break End::Lost;
+            }
+        };
+        if end == End::HubEnded {
+            self.say_goodbye().await;
+        } else {
+            self.give_up_all().await;
+        }
+        end
+    }
+
+    /// The subscriptions that every life has.
+    async fn listen(&mut self) {
+        let inbox = format!("{}.>", self.inbox);
+        self.forward(inbox, In::Answer).await;
+        let (heart, sync) = (self.node.subjects.heart(), self.node.subjects.sync());
+        self.forward(heart, In::Heart).await;
+        self.forward(sync, In::Asked).await;
+        for stream in 0..self.node.subjects.streams() {
+            let canaries = self.node.subjects.heard_canaries(stream);
+            self.forward(canaries, move |message| In::Canary { stream, message }).await;
+            let record = self.node.subjects.heard_epoch(stream);
+            self.forward(record, move |message| In::Record { stream, message }).await;
+        }
+    }
+
+    async fn forward(&mut self, subject: String, wrap: impl Fn(Message) -> In + 'static) {
+        if let Some(task) = self.subscribe(subject, wrap).await {
+            self.tasks.push(task);
+        }
+    }
+
+    /// Subscribes, and brings what comes into the loop until the task is aborted.
+    pub(super) async fn subscribe(
+        &mut self,
+        subject: String,
+        wrap: impl Fn(Message) -> In + 'static,
+    ) -> Option<JoinHandle<()>> {
+        let subscribed = self.client.subscribe(subject);
+        let room = Duration::from_millis(ROOM_MS_MAX);
+        let Ok(Ok(mut messages)) = tokio::time::timeout(room, subscribed).await else {
+            self.broken = true;
+            return None;
+        };
+        let incoming = self.incoming.clone();
+        Some(tokio::task::spawn_local(async move {
+            while let Some(message) = messages.next().await {
+                if incoming.send(wrap(message)).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    /// Sends to the server; if there is no room for long, the connection is lost.
+    pub(super) async fn send(
+        &mut self,
+        subject: String,
+        reply: Option<String>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) {
+        let client = self.client.clone();
+        let sending = async {
+            match (reply, headers) {
+                (None, None) => client.publish(subject, payload).await,
+                (None, Some(headers)) => client.publish_with_headers(subject, headers, payload).await,
+                (Some(reply), None) => client.publish_with_reply(subject, reply, payload).await,
+                (Some(reply), Some(headers)) => {
+                    client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+                }
+            }
+        };
+        let sent = tokio::time::timeout(Duration::from_millis(ROOM_MS_MAX), sending).await;
+        self.broken |= !matches!(sent, Ok(Ok(())));
+    }
+
+    /// Runs a task that reports into the loop, when it is its turn.
+    pub(super) fn walk(&mut self, task: impl Future<Output = In> + 'static) {
+        let (incoming, walks) = (self.incoming.clone(), self.walks.clone());
+        tokio::task::spawn_local(async move {
+            let Ok(_turn) = walks.acquire().await else { return };
+            let _ = incoming.send(task.await).await;
+        });
+    }
+
+    async fn request(&mut self, request: Request) {
+        if !self.is_up(&request) {
+            if let Request::Unsubscribe { target } = &request {
+                self.unsubscribe(target);
+            } else if let Some(reply) = refusal(&request) {
+                self.node.tell(reply).await;
+            }
+            return;
+        }
+        match request {
+            Request::Subscribe { call, target } => self.want(call, &target).await,
+            Request::Unsubscribe { target } => self.unsubscribe(&target),
+            Request::Publish { call, target, id, record } => self.publish(call, target, &id, record).await,
+            Request::Read { call, target, query } => self.read(call, &target, query).await,
+            Request::Clear { call, target } => self.clear(call, &target).await,
+        }
+    }
+
+    fn is_up(&self, request: &Request) -> bool {
+        let (Request::Subscribe { target, .. }
+        | Request::Unsubscribe { target }
+        | Request::Publish { target, .. }
+        | Request::Read { target, .. }
+        | Request::Clear { target, .. }) = request;
+        if target.options.is_positioned() {
+            let stream = self.stream_of(&target.name);
+            matches!(self.streams[usize::from(stream)].step, Step::Up)
+        } else {
+            self.core_up
+        }
+    }
+
+    pub(super) fn stream_of(&self, name: &str) -> u16 {
+        self.node.subjects.stream_of(super::subjects::slot(name))
+    }
+
+    /// A channel's epoch: of the stream's nonce and the channel's name, for no two channels share one.
+    pub(super) fn epoch_of(&self, stream: u16, name: &str) -> Epoch {
+        let nonce = self.streams[usize::from(stream)].record.nonce;
+        let mut mixed = crate::nonce::Nonces::new(nonce ^ super::subjects::hash(name));
+        Epoch::new(mixed.draw())
+    }
+
+    pub(super) fn api(&self, stream: u16) -> Api {
+        Api::new(self.client.clone(), self.node.subjects.stream_name(stream))
+    }
+
+    async fn handle(&mut self, message: In) {
+        match message {
+            In::Heard { unit, message } => self.heard(unit, &message).await,
+            In::Said { unit, message } => self.said(unit, &message).await,
+            In::Canary { stream, message } => self.canary(stream, &message).await,
+            In::Record { stream, message } => self.record(stream, &message).await,
+            In::Heart(message) => self.heart(&message).await,
+            In::Asked(message) => self.asked(message).await,
+            In::Answer(message) => self.answer(&message).await,
+            In::Passed { stream, result } => self.passed(stream, result).await,
+            In::Read { call, result } => {
+                if self.publishes.walked(call) {
+                    self.node.tell(Reply::Read { call, result }).await;
+                }
+            }
+            In::Cleared { call, result } => {
+                if self.publishes.walked(call) {
+                    self.node.tell(Reply::Cleared { call, result }).await;
+                }
+            }
+            In::Predecessor { name, sequence, life, stream, result } => {
+                if self.is_of(stream, life) {
+                    self.found(&name, sequence, result).await;
+                }
+            }
+            In::Clock { stream, ahead_ms } => {
+                self.streams[usize::from(stream)].clock_ahead_ms = Some(ahead_ms);
+            }
+        }
+    }
+
+    fn is_of(&self, stream: u16, life: u64) -> bool {
+        self.streams[usize::from(stream)].life == life
+    }
+
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        // What this thread slept through is no silence of the server.
+        let late = (now - self.ticked).saturating_sub(Duration::from_millis(2 * TICK_MS));
+        self.ticked = now;
+        self.core_heard = (self.core_heard + late).min(now);
+        for stream in &mut self.streams {
+            stream.heard = (stream.heard + late).min(now);
+        }
+        let silence = Duration::from_millis(crate::backend::SILENCE_MS_MAX);
+        if now - self.core_heard > silence {
+            self.broken = true;
+            return;
+        }
+        for stream in 0..self.node.subjects.streams() {
+            let n = usize::from(stream);
+            let due = match &self.streams[n].step {
+                Step::Again(at) => *at <= now && self.core_up,
+                Step::Passing(_) => false,
+                Step::Proving | Step::Up if now - self.streams[n].heard > silence => {
+                    self.stream_lost(stream).await;
+                    false
+                }
+                Step::Proving | Step::Up => false,
+            };
+            if due {
+                self.pass(stream);
+            }
+        }
+        self.pulse_if_due(now).await;
+        self.look_after_publishes(now).await;
+        self.look_after_interest(now).await;
+    }
+
+    /// Begins the barrier of a stream.
+    fn pass(&mut self, stream: u16) {
+        let n = usize::from(stream);
+        let barrier = Barrier {
+            client: self.client.clone(),
+            options: self.node.options.clone(),
+            subjects: self.node.subjects.clone(),
+            stream,
+            incarnation: self.node.incarnation,
+            ours: self.node.memories[n].witness,
+            expected: self.expected.clone(),
+            canary: self.node.memories[n].canary.clone(),
+            nonce: self.node.nonces.draw(),
+        };
+        let incoming = self.incoming.clone();
+        self.streams[n].step = Step::Passing(tokio::task::spawn_local(async move {
+            let result = barrier.pass().await;
+            let _ = incoming.send(In::Passed { stream, result }).await;
+        }));
+    }
+
+    async fn passed(&mut self, stream: u16, result: Result<Believed, ApiError>) {
+        let n = usize::from(stream);
+        if !matches!(self.streams[n].step, Step::Passing(_)) {
+            return;
+        }
+        match result {
+            Ok(believed) => {
+                tracing::debug!(stream, generation = believed.record.generation, "stream believed");
+                self.believe(stream, believed.record, Some(believed.info.last_sequence));
+                self.streams[n].info = believed.info;
+                self.streams[n].step = Step::Proving;
+                self.streams[n].heard = Instant::now();
+                self.streams[n].canaries.clear();
+                self.send_canary(stream).await;
+            }
+            Err(error) => {
+                tracing::debug!(stream, %error, "stream not believed yet");
+                let again = Instant::now() + Duration::from_millis(BARRIER_AGAIN_MS);
+                self.streams[n].step = Step::Again(again);
+            }
+        }
+    }
+
+    /// Takes a record over, and counts what was seen from there.
+    pub(super) fn believe(&mut self, stream: u16, record: Record, last_sequence: Option<u64>) {
+        let n = usize::from(stream);
+        let witness = &mut self.node.memories[n].witness;
+        if (witness.generation, witness.nonce) != (record.generation, record.nonce) {
+            witness.high = last_sequence.unwrap_or(witness.high);
+            self.node.memories[n].canary = None;
+        }
+        let witness = &mut self.node.memories[n].witness;
+        (witness.generation, witness.nonce) = (record.generation, record.nonce);
+        witness.stage = Stage::Watching;
+        self.streams[n].record = record;
+    }
+
+    /// A stream is in doubt, the connection is not.
+    pub(super) async fn stream_lost(&mut self, stream: u16) {
+        let n = usize::from(stream);
+        if let Step::Passing(task) = &self.streams[n].step {
+            task.abort();
+        }
+        tracing::debug!(stream, "stream lost");
+        self.expected = self.node.living(Instant::now());
+        self.streams[n].step = Step::Again(Instant::now());
+        self.forget_stream(stream).await;
+        self.node.lost(Domain(u32::from(stream) + 1)).await;
+    }
+
+    /// Drops all that stood on the stream's part of this life.
+    pub(super) async fn forget_stream(&mut self, stream: u16) {
+        let life = &mut self.streams[usize::from(stream)];
+        life.life += 1;
+        life.published.clear();
+        life.moved.clear();
+        life.marks.clear();
+        self.channels.forget_stream(stream);
+        let domain = Domain(u32::from(stream) + 1);
+        for call in self.confirm.fail(domain) {
+            self.node.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
+        }
+        for reply in self.publishes.fail_walks(stream) {
+            self.node.tell(reply).await;
+        }
+        for call in self.publishes.fail(stream) {
+            self.node.tell(Reply::Published { call, result: Err(PublishError::Unknown) }).await;
+        }
+    }
+
+    /// The connection is lost: everything that waits is answered.
+    async fn give_up_all(&mut self) {
+        for stream in 0..self.node.subjects.streams() {
+            self.forget_stream(stream).await;
+        }
+        for call in self.confirm.fail(CORE) {
+            self.node.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
+        }
+        for call in self.echoes.fail() {
+            self.node.tell(Reply::Published { call, result: Err(PublishError::Unknown) }).await;
+        }
+    }
+
+    /// Whether all that this node uses can be reached.
+    pub(super) async fn settle_reach(&mut self) {
+        let up = self.core_up && self.streams.iter().all(|stream| matches!(stream.step, Step::Up));
+        self.node.reach(up).await;
+    }
+}

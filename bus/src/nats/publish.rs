@@ -1,0 +1,403 @@
+//! Publishing, reading and clearing on behalf of the hub.
+//!
+//! Owns: publishes in flight, their repeats and answers. Must not know: subscriptions' confirmations.
+//!
+//! A positioned publication goes into its stream under its id (`Nats-Msg-Id`), many at a time; without an answer it
+//! is sent again under the same id, and the window of the stream makes it one. Its answer waits until it has come
+//! back over the subscription, which names its predecessor. An ephemeral one is never sent again; it is accepted when
+//! an echo that was sent behind it has come back.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+
+use super::api::{Ack, ApiError, read_ack};
+use super::life::{In, Life};
+use super::pulse::is_passing;
+use super::read::Place;
+use super::wire::{self, Told};
+use crate::backend::{Call, OwnedId, Reply, Target};
+use crate::envelope::{self, Meta};
+use crate::epoch::Position;
+use crate::hub::COMMAND_MS_MAX;
+use crate::types::{Accepted, BusError, HistoryQuery, IDEMPOTENCY_KEY_BYTES_MAX, PublishError};
+
+/// After this time without an answer a publication is sent again, in milliseconds.
+const ACK_MS: u64 = 700;
+
+/// After this time a publication that was refused is sent again, in milliseconds.
+const REFUSED_MS: u64 = 50;
+
+/// After this time it is given up, in milliseconds: before the hub gives up the command.
+const PUBLISH_MS_MAX: u64 = 2_800;
+const _: () = assert!(PUBLISH_MS_MAX < COMMAND_MS_MAX);
+
+/// After this time the predecessor of an accepted publication that has not come back is read, in milliseconds.
+const COME_BACK_MS: u64 = 300;
+
+/// Largest part of a message that is not the record, in bytes: envelope and headers.
+const OVERHEAD_BYTES_MAX: usize = 8 << 10;
+
+struct Flight {
+    call: Call,
+    name: Arc<str>,
+    stream: u16,
+    id: String,
+    payload: Bytes,
+    begun: Instant,
+    again: Instant,
+    /// An attempt may have been taken.
+    in_doubt: bool,
+    /// The last attempt has no answer yet.
+    open: bool,
+}
+
+/// An accepted publication whose predecessor is not known yet.
+struct Pending {
+    call: Call,
+    stream: u16,
+    repeated: bool,
+    since: Instant,
+    is_read: bool,
+}
+
+/// Positioned publishes in flight.
+#[derive(Default)]
+pub(super) struct Publishes {
+    flights: HashMap<u64, Flight>,
+    drawn: u64,
+    pending: HashMap<(Arc<str>, u64), Vec<Pending>>,
+    /// Reads and clears under way.
+    walking: HashMap<Call, (u16, bool)>,
+}
+
+impl Publishes {
+    /// Takes out the publishes of a stream.
+    pub(super) fn fail(&mut self, stream: u16) -> Vec<Call> {
+        let mut failed = Vec::new();
+        self.flights.retain(|_, flight| {
+            failed.extend((flight.stream == stream).then_some(flight.call));
+            flight.stream != stream
+        });
+        self.pending.retain(|_, waiting| {
+            let is_of = |pending: &Pending| pending.stream == stream;
+            failed.extend(waiting.iter().filter(|pending| is_of(pending)).map(|pending| pending.call));
+            waiting.retain(|pending| !is_of(pending));
+            !waiting.is_empty()
+        });
+        failed
+    }
+
+    /// Takes out the reads and clears of a stream, as their answers.
+    pub(super) fn fail_walks(&mut self, stream: u16) -> Vec<Reply> {
+        let mut failed = Vec::new();
+        self.walking.retain(|&call, &mut (of, is_read)| {
+            let unavailable = BusError::Unavailable;
+            failed.extend((of == stream).then_some(match is_read {
+                true => Reply::Read { call, result: Err(unavailable) },
+                false => Reply::Cleared { call, result: Err(unavailable) },
+            }));
+            of != stream
+        });
+        failed
+    }
+
+    /// Whether the call still waits; it does no more.
+    pub(super) fn walked(&mut self, call: Call) -> bool {
+        self.walking.remove(&call).is_some()
+    }
+}
+
+/// Ephemeral publishes that wait for an echo.
+#[derive(Default)]
+pub(super) struct Echoes {
+    /// Each with the number of the echo that was or will be sent behind it.
+    waiting: VecDeque<(u64, Call)>,
+    sent: u64,
+    in_flight: bool,
+}
+
+impl Echoes {
+    pub(super) fn fail(&mut self) -> Vec<Call> {
+        self.waiting.drain(..).map(|(_, call)| call).collect()
+    }
+}
+
+impl Life<'_> {
+    pub(super) async fn publish(&mut self, call: Call, target: Target, id: &OwnedId, record: Bytes) {
+        if let Err(error) = self.check(id, &record) {
+            return self.node.tell(Reply::Published { call, result: Err(error) }).await;
+        }
+        let payload = envelope::encode(&target.name, &record, Meta::default());
+        if !target.options.is_positioned() {
+            let subject = self.node.subjects.ephemeral_channel(&target.name);
+            self.send(subject, None, None, payload).await;
+            self.echoes.waiting.push_back((self.echoes.sent + 1, call));
+            return self.echo().await;
+        }
+        let stream = self.stream_of(&target.name);
+        self.hear(&target.name, stream, false).await;
+        let now = Instant::now();
+        self.publishes.drawn += 1;
+        let number = self.publishes.drawn;
+        let flight = Flight {
+            call,
+            id: message_id(&target.name, id),
+            name: target.name,
+            stream,
+            payload,
+            begun: now,
+            again: now,
+            in_doubt: false,
+            open: false,
+        };
+        self.publishes.flights.insert(number, flight);
+        self.attempt(number).await;
+    }
+
+    fn check(&self, id: &OwnedId, record: &Bytes) -> Result<(), PublishError> {
+        if let OwnedId::Key(key) = id
+            && key.len() > IDEMPOTENCY_KEY_BYTES_MAX
+        {
+            return Err(PublishError::KeyTooLong { bytes: key.len() });
+        }
+        let room = self.client.max_payload().saturating_sub(OVERHEAD_BYTES_MAX);
+        let bytes_max = self.node.options.record_bytes_max.min(room);
+        let bytes = record.len();
+        if bytes > bytes_max { Err(PublishError::TooLarge { bytes, bytes_max }) } else { Ok(()) }
+    }
+
+    /// Sends a publication into its stream.
+    async fn attempt(&mut self, number: u64) {
+        let Some(flight) = self.publishes.flights.get_mut(&number) else { return };
+        flight.open = true;
+        flight.again = Instant::now() + Duration::from_millis(ACK_MS);
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", flight.id.as_str());
+        let (payload, subject) = (flight.payload.clone(), self.node.subjects.stored_channel(&flight.name));
+        let reply = format!("{}.p.{number}", self.inbox);
+        self.send(subject, Some(reply), Some(headers), payload).await;
+    }
+
+    /// Sends an echo behind the ephemeral publications, one at a time.
+    async fn echo(&mut self) {
+        if self.echoes.in_flight || self.echoes.waiting.is_empty() {
+            return;
+        }
+        self.echoes.sent += 1;
+        self.echoes.in_flight = true;
+        let subject = format!("{}.e.{}", self.inbox, self.echoes.sent);
+        self.send(subject, None, None, Bytes::new()).await;
+    }
+
+    /// Something came to our inbox.
+    pub(super) async fn answer(&mut self, message: &Message) {
+        let Some(tail) = message.subject.strip_prefix(self.inbox.as_str()) else { return };
+        let mut parts = tail.split('.').skip(1);
+        let (kind, number) = (parts.next(), parts.next().and_then(|number| number.parse::<u64>().ok()));
+        match (kind, number) {
+            (Some("p"), Some(number)) => self.acked(number, read_ack(message)).await,
+            (Some("e"), Some(number)) => self.echoed(number).await,
+            (Some("c"), None) => {
+                if let Some(told) = wire::read::<Told>(&message.payload) {
+                    self.peer_told(&told).await;
+                }
+            }
+            _ => (),
+        }
+    }
+
+    async fn echoed(&mut self, number: u64) {
+        self.echoes.in_flight = false;
+        while let Some((_, call)) = self.echoes.waiting.pop_front_if(|(behind, _)| *behind <= number) {
+            let position = Position::NONE;
+            let accepted = Accepted { position, previous: 0, repeated: false };
+            self.node.tell(Reply::Published { call, result: Ok(accepted) }).await;
+        }
+        self.echo().await;
+    }
+
+    async fn acked(&mut self, number: u64, result: Result<Ack, ApiError>) {
+        let Some(flight) = self.publishes.flights.get_mut(&number) else { return };
+        let ack = match result {
+            Ok(ack) => ack,
+            Err(error) => {
+                tracing::debug!(%error, "a publication was not taken");
+                flight.open = false;
+                flight.in_doubt |= !is_passing(&error);
+                flight.again = Instant::now() + Duration::from_millis(REFUSED_MS);
+                return;
+            }
+        };
+        let Some(flight) = self.publishes.flights.remove(&number) else { return };
+        let n = usize::from(flight.stream);
+        let high = &mut self.node.memories[n].witness.high;
+        *high = ack.sequence.max(*high);
+        if !ack.repeated {
+            self.streams[n].published.insert(flight.name.clone(), ack.sequence);
+        }
+        let heard = self.channels.heard.get(&flight.name);
+        let previous = heard.and_then(|heard| heard.previous(ack.sequence));
+        let pending = Pending {
+            call: flight.call,
+            stream: flight.stream,
+            repeated: ack.repeated,
+            since: Instant::now(),
+            is_read: false,
+        };
+        match previous {
+            Some(previous) => self.accept(&flight.name, ack.sequence, previous, &pending).await,
+            None => {
+                // What was accepted before does not come back again.
+                let will_come = heard.is_some_and(|heard| heard.last < ack.sequence) && !ack.repeated;
+                let key = (flight.name.clone(), ack.sequence);
+                self.publishes.pending.entry(key).or_default().push(pending);
+                if !will_come {
+                    self.read_predecessor(&flight.name, ack.sequence);
+                }
+            }
+        }
+    }
+
+    async fn accept(&mut self, name: &str, sequence: u64, previous: u64, pending: &Pending) {
+        let position = Position::new(self.epoch_of(pending.stream, name), sequence);
+        let accepted = Accepted { position, previous, repeated: pending.repeated };
+        self.node.tell(Reply::Published { call: pending.call, result: Ok(accepted) }).await;
+    }
+
+    /// A publication was heard: if it is one that was accepted here, its answer is whole.
+    pub(super) async fn publication_back(&mut self, name: &Arc<str>, sequence: u64, previous: u64) {
+        if self.publishes.pending.is_empty() {
+            return;
+        }
+        for pending in self.publishes.pending.remove(&(name.clone(), sequence)).unwrap_or_default() {
+            self.accept(name, sequence, previous, &pending).await;
+        }
+    }
+
+    /// Reads the predecessor of an accepted publication.
+    fn read_predecessor(&mut self, name: &Arc<str>, sequence: u64) {
+        let Some(waiting) = self.publishes.pending.get_mut(&(name.clone(), sequence)) else { return };
+        let is_read = waiting
+            .iter_mut()
+            .fold(false, |was, pending| std::mem::replace(&mut pending.is_read, true) | was);
+        if is_read {
+            return;
+        }
+        let stream = self.stream_of(name);
+        let life = self.streams[usize::from(stream)].life;
+        let (place, name) = (self.place(stream, name), name.clone());
+        self.walk(async move {
+            let result = place.predecessor(sequence).await;
+            In::Predecessor { name, sequence, life, stream, result }
+        });
+    }
+
+    pub(super) async fn found(&mut self, name: &Arc<str>, sequence: u64, result: Result<u64, ApiError>) {
+        for pending in self.publishes.pending.remove(&(name.clone(), sequence)).unwrap_or_default() {
+            match result {
+                Ok(previous) => self.accept(name, sequence, previous, &pending).await,
+                Err(_) => {
+                    let result = Err(PublishError::Unknown);
+                    self.node.tell(Reply::Published { call: pending.call, result }).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn look_after_publishes(&mut self, now: Instant) {
+        let due = |flight: &Flight| {
+            flight.again <= now || now - flight.begun > Duration::from_millis(PUBLISH_MS_MAX)
+        };
+        let numbers: Vec<u64> = self
+            .publishes
+            .flights
+            .iter()
+            .filter(|(_, flight)| due(flight))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in numbers {
+            let Some(flight) = self.publishes.flights.get_mut(&number) else { continue };
+            flight.in_doubt |= flight.open;
+            if now - flight.begun <= Duration::from_millis(PUBLISH_MS_MAX) {
+                self.attempt(number).await;
+                continue;
+            }
+            let error = if flight.in_doubt { PublishError::Unknown } else { PublishError::Unavailable };
+            let call = flight.call;
+            self.publishes.flights.remove(&number);
+            self.node.tell(Reply::Published { call, result: Err(error) }).await;
+        }
+        let late = |waiting: &Vec<Pending>| {
+            waiting
+                .iter()
+                .any(|pending| !pending.is_read && now - pending.since > Duration::from_millis(COME_BACK_MS))
+        };
+        let keys: Vec<_> = self
+            .publishes
+            .pending
+            .iter()
+            .filter(|(_, waiting)| late(waiting))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for (name, sequence) in keys {
+            self.read_predecessor(&name, sequence);
+        }
+    }
+
+    fn place(&self, stream: u16, name: &str) -> Place {
+        let life = &self.streams[usize::from(stream)];
+        let info = &life.info;
+        let age_ms = super::read::unix_ms().saturating_sub(info.created_ms);
+        let published = life.published.get(name).copied().unwrap_or(0);
+        let heard = self.channels.heard.get(name).map_or(0, |heard| heard.last);
+        Place {
+            api: self.api(stream),
+            subject: Rc::from(self.node.subjects.stored_channel(name)),
+            mark: Rc::from(self.node.subjects.stored_mark(name)),
+            epoch: self.epoch_of(stream, name),
+            at_least: published.max(heard),
+            per_subject_max: usize::try_from(info.per_subject_max).unwrap_or(usize::MAX).max(2),
+            has_aged: info.bytes_max > 0 || (info.age_max_ms > 0 && age_ms >= info.age_max_ms),
+            clock_ahead_ms: life.clock_ahead_ms.unwrap_or(0),
+        }
+    }
+
+    pub(super) async fn read(&mut self, call: Call, target: &Target, query: HistoryQuery) {
+        if !target.options.is_positioned() {
+            let page = crate::types::Page { top: Position::NONE, floor: 0, more: false };
+            let page = crate::backend::ReadPage {
+                page,
+                lineage: crate::lineage::Lineage::EMPTY,
+                records: Vec::new(),
+            };
+            return self.node.tell(Reply::Read { call, result: Ok(page) }).await;
+        }
+        let stream = self.stream_of(&target.name);
+        let (place, options) = (self.place(stream, &target.name), target.options);
+        self.publishes.walking.insert(call, (stream, true));
+        self.walk(async move { In::Read { call, result: place.read(&options, &query).await } });
+    }
+
+    pub(super) async fn clear(&mut self, call: Call, target: &Target) {
+        if !target.options.is_positioned() {
+            return self.node.tell(Reply::Cleared { call, result: Ok(Position::NONE) }).await;
+        }
+        let stream = self.stream_of(&target.name);
+        let place = self.place(stream, &target.name);
+        self.publishes.walking.insert(call, (stream, false));
+        self.walk(async move { In::Cleared { call, result: place.clear().await } });
+    }
+}
+
+/// The id under which the stream's window knows a publication: an API's key counts within its channel.
+fn message_id(name: &str, id: &OwnedId) -> String {
+    match id {
+        OwnedId::Node(incarnation, sequence) => format!("n{incarnation:x}-{sequence:x}"),
+        OwnedId::Key(key) => format!("k{}.{}", super::subjects::token(name), super::subjects::token(key)),
+    }
+}

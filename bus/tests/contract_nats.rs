@@ -1,0 +1,18 @@
+//! The contract suite on the newest NATS server: three nodes on a server of each test's own.
+
+mod live;
+#[path = "live/nats.rs"]
+mod nats;
+
+use live::Live;
+use nats::{Nats, Version};
+
+const NODES: usize = 3;
+
+fn cluster() -> Live<Nats> {
+    Live::new(Nats::single(Version::Newest), NODES)
+}
+
+ringmain_bus::contract_suite!(cluster());
+ringmain_bus::contract_suite_late!(cluster());
+ringmain_bus::contract_suite_faults!(cluster());
