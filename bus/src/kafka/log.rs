@@ -236,7 +236,7 @@ impl PartitionLog {
         let previous = self.stream(&name).top;
         if let Some(key) = key {
             let window = if matches!(key.1, OwnedId::Key(_)) { &mut self.keys } else { &mut self.nodes };
-            window.add(time_ms, key, (offset, previous));
+            window.add(time_ms, key, (offset, previous), limits.ids_max);
         }
         self.keep(&name, options, Kept { offset, previous, time_ms, record: record.clone() });
         let accepted = Accepted { position: Position::new(epoch, offset), previous, repeated: false };
@@ -367,18 +367,27 @@ struct Window {
 }
 
 impl Window {
-    fn add(&mut self, time_ms: i64, key: IdKey, place: (u64, u64)) {
+    fn add(&mut self, time_ms: i64, key: IdKey, place: (u64, u64), ids_max: usize) {
+        while self.order.len() >= ids_max.max(1) {
+            self.forget_oldest();
+        }
         self.order.push_back((time_ms, key.clone()));
         self.seen.insert(key, place);
     }
 
     fn expire(&mut self, time_ms: i64, limits: &LogLimits) {
         let oldest_ms = time_ms - limits.ids_window_ms.min(1 << 50).cast_signed();
-        while self.order.front().is_some_and(|(at_ms, _)| *at_ms <= oldest_ms)
-            || self.order.len() >= limits.ids_max.max(1)
-        {
-            let Some((_, key)) = self.order.pop_front() else { return };
+        while self.order.front().is_some_and(|(at_ms, _)| *at_ms <= oldest_ms) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, key)) = self.order.pop_front() {
             self.seen.remove(&key);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -279,10 +279,14 @@ impl Backend {
         true
     }
 
+    /// With one leader of several lost, the partitions of the others go on; with all lost, nothing is asked for.
     fn tell_reachable(&mut self) {
-        let is_whole = self.partitions.iter().all(|partition| !partition.is_lost());
-        let is_home = self.partitions[self.home].phase() == Phase::Live;
-        let reachable = self.session.is_some() && is_home && is_whole;
+        let now_ms = self.now_ms();
+        let reachable = self.session.is_some()
+            && match self.partitions.iter().any(Partition::is_lost) {
+                true => self.partitions.iter().any(|partition| partition.is_answering(now_ms)),
+                false => self.partitions[self.home].phase() == Phase::Live,
+            };
         if self.reachable.replace(reachable) != Some(reachable) {
             self.shared.replies.push_back(Reply::Reachable(reachable));
         }

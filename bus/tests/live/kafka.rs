@@ -407,3 +407,16 @@ impl Broker for Kafka {
         120_000
     }
 }
+
+/// Makes a topic as an operator might, with so many copies of a partition, one of which confirms a publish.
+pub(crate) fn make_topic(options: &KafkaOptions, topic: &str, partitions: i32, copies: i32) {
+    use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+    let admin: AdminClient<_> =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", options.brokers.join(",")).create().unwrap();
+    let wanted =
+        NewTopic::new(topic, partitions, TopicReplication::Fixed(copies)).set("min.insync.replicas", "1");
+    let asked = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let made = runtime.block_on(admin.create_topics([&wanted], &asked)).unwrap();
+    assert!(made[0].is_ok(), "{made:?}");
+}

@@ -17,6 +17,10 @@
 //!
 //! Invariants: nothing is given to the hub but in [`Phase::Live`]; every request is answered once.
 
+mod attach;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -24,8 +28,8 @@ use bytes::Bytes;
 
 use super::log::{Applied, PartitionLog, Seen};
 use super::options::KafkaOptions;
-use super::wire::{self, Body, Generation, Stamp};
-use crate::backend::{CANARY_MS, Call, Domain, Message, OwnedId, Reply, Request, SILENCE_MS_MAX, Target};
+use super::wire::{self, Body, Stamp};
+use crate::backend::{CANARY_MS, Call, Domain, Message, OwnedId, Reply, Request, Target};
 use crate::epoch::Position;
 use crate::lineage::Lineage;
 use crate::nonce::Nonces;
@@ -34,25 +38,15 @@ use crate::types::{Accepted, BusError, PublishError};
 /// How long requests wait for a partition that is being read for the first time, in milliseconds.
 const ATTACH_MS_MAX: u64 = 2_500;
 
-/// Without any progress for so long, reading starts anew, in milliseconds.
-const STALL_MS_MAX: u64 = 3_000;
-
-/// First and longest pause before reading starts again, in milliseconds.
-const RETRY_MS_MIN: u64 = 50;
-const RETRY_MS_MAX: u64 = 1_000;
-
 /// Marks without an answer, above which no more are written.
 const MARKS_MAX: usize = 8;
 
 /// A scan of fewer messages is not made shorter, however large they are.
 const SCAN_LESS_MIN: i64 = 64;
 
-/// Nonces remembered of a partition's generations.
-const KNOWN_MAX: usize = 32;
-
 /// Offset of a read that starts at the partition's beginning is not known: so many messages before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(in crate::kafka) enum Start {
     /// At this message, which was read before.
     At(i64),
     /// So many messages before the end.
@@ -63,7 +57,7 @@ pub(super) enum Start {
 
 /// What the driver is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(in crate::kafka) enum Act {
     /// Fetch the partition from here, and nothing of before.
     Assign { partition: u32, start: Start },
     /// Fetch it no more.
@@ -74,20 +68,20 @@ pub(super) enum Act {
 
 /// What all partitions of a node share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) options: Arc<KafkaOptions>,
+pub(in crate::kafka) struct Shared {
+    pub(in crate::kafka) options: Arc<KafkaOptions>,
     /// This start of this node, in its messages.
-    pub(super) node: u64,
-    pub(super) nonces: Nonces,
+    pub(in crate::kafka) node: u64,
+    pub(in crate::kafka) nonces: Nonces,
     sequence: u64,
     /// To be done, in order.
-    pub(super) acts: VecDeque<Act>,
+    pub(in crate::kafka) acts: VecDeque<Act>,
     /// To be told to the hub, in order.
-    pub(super) replies: VecDeque<Reply>,
+    pub(in crate::kafka) replies: VecDeque<Reply>,
 }
 
 impl Shared {
-    pub(super) fn new(options: Arc<KafkaOptions>, seed: u64) -> Shared {
+    pub(in crate::kafka) fn new(options: Arc<KafkaOptions>, seed: u64) -> Shared {
         let mut nonces = Nonces::new(seed);
         let node = nonces.draw();
         Shared { options, node, nonces, sequence: 0, acts: VecDeque::new(), replies: VecDeque::new() }
@@ -96,7 +90,7 @@ impl Shared {
 
 /// How far a partition is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(in crate::kafka) enum Phase {
     /// Nobody needs it.
     Detached,
     /// Reading starts again at this time.
@@ -120,7 +114,7 @@ enum Pending {
 
 /// See the module's doc.
 #[derive(Debug)]
-pub(super) struct Partition {
+pub(in crate::kafka) struct Partition {
     index: u32,
     phase: Phase,
     log: PartitionLog,
@@ -156,7 +150,7 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    pub(super) fn new(index: u32, options: &KafkaOptions) -> Partition {
+    pub(in crate::kafka) fn new(index: u32, options: &KafkaOptions) -> Partition {
         Partition {
             index,
             phase: Phase::Detached,
@@ -184,25 +178,30 @@ impl Partition {
         }
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(in crate::kafka) fn phase(&self) -> Phase {
         self.phase
     }
 
     /// Whether it is used, and has not been live for this long, in milliseconds.
-    pub(super) fn down_for_ms(&self, now_ms: u64) -> Option<u64> {
+    pub(in crate::kafka) fn down_for_ms(&self, now_ms: u64) -> Option<u64> {
         let is_down = !matches!(self.phase, Phase::Detached | Phase::Live);
         is_down.then(|| now_ms.saturating_sub(self.down_since_ms))
     }
 
     /// Whether the hub counts on it and it cannot be reached.
-    pub(super) fn is_lost(&self) -> bool {
+    pub(in crate::kafka) fn is_lost(&self) -> bool {
         self.is_lost
+    }
+
+    /// Whether it has answered a moment ago, and not only once.
+    pub(in crate::kafka) fn is_answering(&self, now_ms: u64) -> bool {
+        self.phase == Phase::Live && now_ms < self.heard_ms + 2 * CANARY_MS
     }
 
     // Requests
 
     /// A request for one of the partition's channels.
-    pub(super) fn request(&mut self, shared: &mut Shared, now_ms: u64, request: Request) {
+    pub(in crate::kafka) fn request(&mut self, shared: &mut Shared, now_ms: u64, request: Request) {
         self.used_ms = now_ms;
         match self.phase {
             Phase::Live => self.serve(shared, now_ms, request),
@@ -293,7 +292,7 @@ impl Partition {
     // What comes from the broker
 
     /// The broker has taken one of our messages, at this offset, or has not.
-    pub(super) fn delivered(
+    pub(in crate::kafka) fn delivered(
         &mut self,
         shared: &mut Shared,
         now_ms: u64,
@@ -309,7 +308,7 @@ impl Partition {
             }
             // It was written where we have read, and we have not read it: the log is another one.
             (Ok(offset), _) if self.log.last().is_some_and(|last| (0..=last.offset).contains(&offset)) => {
-                self.start_over(shared, now_ms, true);
+                self.start_over(shared, now_ms);
             }
             (Ok(_), _) => (),
             (Err(error), _) => self.not_delivered(shared, sequence, error),
@@ -339,7 +338,7 @@ impl Partition {
     }
 
     /// The next message of the partition.
-    pub(super) fn message(
+    pub(in crate::kafka) fn message(
         &mut self,
         shared: &mut Shared,
         now_ms: u64,
@@ -358,7 +357,7 @@ impl Partition {
             if let (Start::At(_), Some(last)) = (self.start, self.log.last()) {
                 match (Seen { offset, writer }) == last {
                     true => return,
-                    false => return self.start_over(shared, now_ms, true),
+                    false => return self.start_over(shared, now_ms),
                 }
             }
         }
@@ -370,13 +369,13 @@ impl Partition {
         let current = self.log.generation().number;
         if self.phase == Phase::Live && stamp.is_some_and(|stamp| stamp.generation.number > current) {
             // There was a fence, and we have not read it.
-            return self.start_over(shared, now_ms, true);
+            return self.start_over(shared, now_ms);
         }
         if self.is_too_much(payload.len() as u64, shared.options.scan_bytes_max) {
             return self.scan_less(shared, now_ms);
         }
         match self.log.apply(now_ms, offset, time_ms, message) {
-            Err(_) => self.start_over(shared, now_ms, true),
+            Err(_) => self.start_over(shared, now_ms),
             Ok(applied) => {
                 let own = stamp.filter(|stamp| stamp.node == shared.node).map(|stamp| stamp.sequence);
                 self.applied(shared, now_ms, own, &applied);
@@ -502,217 +501,11 @@ impl Partition {
             shared.replies.push_back(Reply::Read { call, result });
         }
     }
-
-    // Attaching
-
-    /// Starts to read: where it was left, or some messages before the end.
-    fn attach(&mut self, shared: &mut Shared, now_ms: u64) {
-        let start = match self.log.last() {
-            Some(last) => Start::At(last.offset),
-            None => Start::Tail(shared.options.scan_messages_max.min(i64::MAX as u64).cast_signed()),
-        };
-        self.attach_at(shared, now_ms, start);
-    }
-
-    fn attach_at(&mut self, shared: &mut Shared, now_ms: u64, start: Start) {
-        self.phase = Phase::Reading;
-        (self.start, self.verified) = (start, false);
-        self.progress_ms = now_ms;
-        self.scanned_bytes = 0;
-        shared.acts.push_back(Act::Unassign { partition: self.index });
-        shared.acts.push_back(Act::Assign { partition: self.index, start });
-        self.mark(shared, now_ms);
-    }
-
-    /// What was read cannot be continued: forgets it and reads anew. `compare`: what was seen last is to be compared.
-    fn start_over(&mut self, shared: &mut Shared, now_ms: u64, compare: bool) {
-        self.lose(shared, now_ms);
-        if let Some(last) = self.log.last().filter(|_| compare) {
-            self.remember_generation();
-            self.seen = Some(last);
-            self.truncated = false;
-        }
-        self.log = PartitionLog::new(shared.options.log_limits());
-        self.attach(shared, now_ms);
-    }
-
-    fn remember_generation(&mut self) {
-        let nonce = self.log.generation().nonce;
-        if nonce != 0 && !self.known.contains(&nonce) {
-            self.known.push_back(nonce);
-            if self.known.len() > KNOWN_MAX {
-                self.known.pop_front();
-            }
-        }
-    }
-
-    /// The client could not start where it was told to.
-    pub(super) fn cannot_start(&mut self, shared: &mut Shared, now_ms: u64) {
-        if self.phase != Phase::Reading || self.verified {
-            return;
-        }
-        match self.start {
-            Start::At(_) => self.start_over(shared, now_ms, true),
-            // Fewer messages are kept than were asked for.
-            Start::Tail(_) => self.attach_at(shared, now_ms, Start::Beginning),
-            Start::Beginning => (),
-        }
-    }
-
-    /// Everything up to our own mark at offset `end` is read; or our fence was.
-    fn read_to_end(&mut self, shared: &mut Shared, now_ms: u64, end: i64) {
-        if let Some(seen) = self.seen.take_if(|seen| end <= seen.offset) {
-            self.truncated |= end != seen.offset;
-        }
-        self.seen = None;
-        let generation = self.log.generation();
-        let is_old = self.truncated && self.known.contains(&generation.nonce);
-        if generation == Generation::NONE || is_old {
-            self.phase = Phase::Raising;
-            return self.raise(shared);
-        }
-        self.truncated = false;
-        self.remember_generation();
-        self.go_live(shared, now_ms);
-    }
-
-    fn raise(&mut self, shared: &mut Shared) {
-        let Generation { number, nonce: from } = self.log.generation();
-        let next = Generation { number: number + 1, nonce: shared.nonces.draw() };
-        self.send(shared, Pending::Fence, &Body::Fence { from, next });
-    }
-
-    fn go_live(&mut self, shared: &mut Shared, now_ms: u64) {
-        self.phase = Phase::Live;
-        self.failures = 0;
-        self.heard_ms = now_ms;
-        if std::mem::take(&mut self.is_lost) {
-            shared.replies.push_back(Reply::Back { domain: Domain(self.index) });
-        }
-        for (_, request) in std::mem::take(&mut self.waiting) {
-            self.serve(shared, now_ms, request);
-        }
-    }
-
-    // Losing
-
-    /// The way there or back is in doubt. Reading goes on, or starts again, by the caller's doing.
-    fn lose(&mut self, shared: &mut Shared, now_ms: u64) {
-        if self.phase == Phase::Live {
-            self.is_lost = true;
-            self.down_since_ms = now_ms;
-            shared.replies.push_back(Reply::Lost { domain: Domain(self.index) });
-        }
-        self.forget_subscriptions();
-        self.sync = None;
-        self.marks = 0;
-        for (_, pending) in self.pending.drain() {
-            match pending {
-                Pending::Publish { call, .. } => {
-                    let result = Err(PublishError::Unknown);
-                    shared.replies.push_back(Reply::Published { call, result });
-                }
-                Pending::Clear { call } => {
-                    shared.replies.push_back(Reply::Cleared { call, result: Err(BusError::Unavailable) });
-                }
-                Pending::Mark | Pending::Fence => (),
-            }
-        }
-        for (_, read) in self.reads.drain(..) {
-            refuse(shared, &read);
-        }
-        if self.is_lost {
-            for (_, request) in self.waiting.drain(..) {
-                give_up(shared, &request);
-            }
-        }
-    }
-
-    fn forget_subscriptions(&mut self) {
-        for name in self.subscribed.drain() {
-            self.log.pin(&name, false);
-        }
-        self.moved.clear();
-    }
-
-    /// The client is gone, or has failed: starts again with the next one.
-    pub(super) fn client_lost(&mut self, shared: &mut Shared, now_ms: u64) {
-        if self.phase != Phase::Detached {
-            self.lose(shared, now_ms);
-            self.phase = Phase::Down { retry_ms: now_ms };
-        }
-    }
-
-    fn retry_later(&mut self, shared: &mut Shared, now_ms: u64) {
-        self.lose(shared, now_ms);
-        let pause_ms = (RETRY_MS_MIN << self.failures.min(5)).min(RETRY_MS_MAX);
-        self.failures = self.failures.saturating_add(1);
-        self.phase = Phase::Down { retry_ms: now_ms + pause_ms / 2 + shared.nonces.below(pause_ms / 2 + 1) };
-    }
-
-    /// Starts to read although no channel asks for it: the node's own watch.
-    pub(super) fn hold_open(&mut self, shared: &mut Shared, now_ms: u64) {
-        self.used_ms = now_ms;
-        if self.phase == Phase::Detached {
-            self.down_since_ms = now_ms;
-            self.attach(shared, now_ms);
-        }
-    }
-
-    /// Does what is due. `late_ms`: how much later than asked for this call comes, which is no silence of the broker.
-    pub(super) fn tick(&mut self, shared: &mut Shared, now_ms: u64, late_ms: u64, has_client: bool) {
-        self.heard_ms += late_ms;
-        self.progress_ms += late_ms;
-        while let Some((_, request)) = self.waiting.pop_front_if(|(by_ms, _)| *by_ms <= now_ms) {
-            give_up(shared, &request);
-        }
-        match self.phase {
-            Phase::Detached => return,
-            Phase::Down { retry_ms } if retry_ms <= now_ms && has_client => {
-                return self.attach(shared, now_ms);
-            }
-            Phase::Down { .. } => return,
-            Phase::Live if now_ms >= self.heard_ms + SILENCE_MS_MAX => {
-                return self.retry_later(shared, now_ms);
-            }
-            Phase::Reading | Phase::Raising if now_ms >= self.progress_ms + STALL_MS_MAX => {
-                return self.retry_later(shared, now_ms);
-            }
-            Phase::Raising if !self.pending.values().any(|pending| matches!(pending, Pending::Fence)) => {
-                self.raise(shared);
-            }
-            Phase::Live if self.is_idle(shared, now_ms) => return self.detach(shared),
-            _ => (),
-        }
-        if now_ms >= self.canary_ms {
-            self.mark(shared, now_ms);
-        }
-    }
-
-    fn is_idle(&self, shared: &Shared, now_ms: u64) -> bool {
-        let unused_ms = now_ms.saturating_sub(self.used_ms);
-        self.subscribed.is_empty()
-            && self.reads.is_empty()
-            && self.pending.values().all(|pending| matches!(pending, Pending::Mark))
-            && unused_ms >= shared.options.detach_after_ms
-    }
-
-    fn detach(&mut self, shared: &mut Shared) {
-        self.remember_generation();
-        self.seen = self.log.last();
-        self.truncated = false;
-        self.log = PartitionLog::new(shared.options.log_limits());
-        self.pending.clear();
-        self.marks = 0;
-        self.sync = None;
-        self.phase = Phase::Detached;
-        shared.acts.push_back(Act::Unassign { partition: self.index });
-    }
 }
 
 /// Why a message was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SendError {
+pub(in crate::kafka) enum SendError {
     /// It certainly was not written.
     Refused,
     /// There was no room for it: it certainly was not written.
@@ -732,7 +525,7 @@ fn give_up(shared: &mut Shared, request: &Request) {
 }
 
 /// Answers a request that cannot be served: nothing was written for it.
-pub(super) fn refuse(shared: &mut Shared, request: &Request) {
+pub(in crate::kafka) fn refuse(shared: &mut Shared, request: &Request) {
     shared.replies.push_back(match *request {
         Request::Subscribe { call, .. } => Reply::Subscribed { call, result: Err(BusError::Unavailable) },
         Request::Publish { call, .. } => Reply::Published { call, result: Err(PublishError::Unavailable) },
