@@ -11,7 +11,7 @@ mod reads;
 mod run;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -120,11 +120,11 @@ pub struct Hub {
     reads: Reads,
     /// Channels that wait to be subscribed again, and all that are not whole.
     waiting: VecDeque<Arc<str>>,
-    recovering: HashSet<Arc<str>>,
+    recovering: BTreeSet<Arc<str>>,
     /// Subscriptions and reads of the hub's own that have no answer.
-    syncing: HashSet<Arc<str>>,
+    syncing: BTreeSet<Arc<str>>,
     /// Channels of each port that took no more.
-    overrun: HashMap<PortIndex, HashSet<Arc<str>>>,
+    overrun: BTreeMap<PortIndex, BTreeSet<Arc<str>>>,
     lingering: VecDeque<(u64, Arc<str>)>,
     /// When to look after opens and syncs next; see [`Hub::poll`].
     look_ms: u64,
@@ -197,9 +197,9 @@ impl Hub {
             deadlines: VecDeque::new(),
             reads: Reads::default(),
             waiting: VecDeque::new(),
-            recovering: HashSet::new(),
-            syncing: HashSet::new(),
-            overrun: HashMap::new(),
+            recovering: BTreeSet::new(),
+            syncing: BTreeSet::new(),
+            overrun: BTreeMap::new(),
             lingering: VecDeque::new(),
             look_ms: 0,
             lost: BTreeSet::new(),
@@ -470,15 +470,18 @@ impl Hub {
         }
     }
 
+    /// Open channels of a kind, always in the same order.
+    fn names(&self, which: impl Fn(&Open) -> bool) -> Vec<Arc<str>> {
+        let chosen = self.open.iter().filter(|(_, open)| which(open));
+        let mut names: Vec<_> = chosen.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
     fn domain_lost(&mut self, domain: Domain, ends: &mut [End]) {
         self.lost.insert(domain);
         self.figures.losses += 1;
-        let names: Vec<_> = self
-            .open
-            .iter()
-            .filter(|(_, open)| open.domain == Some(domain))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let names = self.names(|open| open.domain == Some(domain));
         for name in names {
             let Some(open) = self.open.get_mut(&name) else { continue };
             open.watch.unsync();
@@ -500,8 +503,7 @@ impl Hub {
     /// The broker is lost: opens are answered at once. A channel that was not open before is not open.
     fn fail_waiting_opens(&mut self, ends: &mut [End]) {
         let waits = |open: &Open| !open.watch.tokens.is_empty();
-        let names: Vec<_> =
-            self.open.iter().filter(|(_, open)| waits(open)).map(|(name, _)| name.clone()).collect();
+        let names = self.names(waits);
         for name in names {
             self.fail_opens(&name, ends);
         }

@@ -325,3 +325,223 @@ impl Watch {
         took
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringmain_proto::message::Publication;
+
+    use super::*;
+    use crate::epoch::Epoch;
+    use crate::lineage::{Branch, Lineage};
+    use crate::types::Page;
+
+    const OPTIONS: ChannelOptions =
+        ChannelOptions { history_size: 1000, history_ttl_ms: 60_000, meta_ttl_ms: 60_000 };
+
+    fn record(offset: u64) -> Vec<u8> {
+        let mut record = Vec::new();
+        Publication { offset, data: b"x", ..Publication::default() }.write_record(&mut record);
+        record
+    }
+
+    fn message(epoch: u64, previous: u64, offset: u64) -> Message {
+        let lineage = Lineage::EMPTY;
+        Message { epoch: Epoch::new(epoch), lineage, previous, offset, record: record(offset).into() }
+    }
+
+    fn page(epoch: u64, floor: u64, offsets: &[u64], top: u64, more: bool) -> ReadPage {
+        let page = Page { top: Position::new(Epoch::new(epoch), top), floor, more };
+        let records = offsets.iter().flat_map(|offset| record(*offset)).collect();
+        ReadPage { page, lineage: Lineage::EMPTY, records }
+    }
+
+    /// What was told, in short: `a5` an arrival, `o5` opened, `g5` a gap, `e5` another epoch, all with their
+    /// offset; `s` a stale voice.
+    #[derive(Default)]
+    struct Told {
+        told: Vec<String>,
+        /// Arrivals that there is no more room for.
+        is_full: bool,
+    }
+
+    impl Told {
+        fn take(&mut self) -> String {
+            std::mem::take(&mut self.told).join(" ")
+        }
+    }
+
+    impl Outlet for Told {
+        fn arrival(&mut self, position: Position, _: u64, _: Bytes) -> bool {
+            if !self.is_full {
+                self.told.push(format!("a{}", position.offset));
+            }
+            !self.is_full
+        }
+
+        fn gap(&mut self, resumed: Position) {
+            self.told.push(format!("g{}", resumed.offset));
+        }
+
+        fn epoch_changed(&mut self, position: Position) {
+            self.told.push(format!("e{}", position.offset));
+        }
+
+        fn opened(&mut self, _: Token, position: Position) {
+            self.told.push(format!("o{}", position.offset));
+        }
+
+        fn stale(&mut self) {
+            self.told.push("s".to_owned());
+        }
+    }
+
+    fn reading() -> (Watch, Told) {
+        let mut watch = Watch::new(&OPTIONS, Token(1));
+        let mut told = Told::default();
+        watch.state = State::Subscribing(Call(7));
+        assert_eq!(watch.confirmed(&mut told), Next::Read);
+        watch.state = State::Reading(Call(1));
+        (watch, told)
+    }
+
+    /// Open at offset 10 of epoch 1.
+    fn live() -> (Watch, Told) {
+        let (mut watch, mut told) = reading();
+        assert_eq!(watch.read(page(1, 0, &[], 10, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "o10");
+        (watch, told)
+    }
+
+    #[test]
+    fn arrivals_wait_for_the_position_and_those_below_it_are_dropped() {
+        let (mut watch, mut told) = reading();
+        for offset in 9..13 {
+            let next = watch.message(message(1, offset - 1, offset), &mut told);
+            assert_eq!(next, Next::Nothing);
+        }
+        assert_eq!(watch.read(page(1, 0, &[], 10, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "o10 a11 a12");
+    }
+
+    #[test]
+    fn a_hole_is_read_in_as_many_pages_as_it_takes() {
+        let (mut watch, mut told) = live();
+        assert_eq!(watch.message(message(1, 14, 15), &mut told), Next::Read);
+        watch.state = State::Reading(Call(2));
+        assert_eq!(watch.query().since.unwrap().offset, 10);
+        assert_eq!(watch.read(page(1, 0, &[11, 12], 15, true), &mut told), Next::Read);
+        assert_eq!(watch.query().since.unwrap().offset, 12);
+        assert_eq!(watch.read(page(1, 0, &[13, 14, 15], 15, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "a11 a12 a13 a14 a15");
+    }
+
+    #[test]
+    fn more_than_can_be_held_is_read() {
+        let (mut watch, mut told) = reading();
+        let most = HELD_MAX as u64;
+        for offset in 1..=most + 1 {
+            let _ = watch.message(message(1, offset - 1, offset), &mut told);
+        }
+        assert_eq!(watch.held.len(), 0);
+        assert_eq!(watch.read(page(1, 0, &[], 0, false), &mut told), Next::Read);
+        assert_eq!(watch.held.len(), 0);
+        assert_eq!(watch.query().since.unwrap().offset, 0);
+    }
+
+    #[test]
+    fn as_much_as_can_be_held_is_not_read() {
+        let (mut watch, mut told) = reading();
+        for offset in 1..=HELD_MAX as u64 {
+            let _ = watch.message(message(1, offset - 1, offset), &mut told);
+        }
+        assert_eq!(watch.read(page(1, 0, &[], 0, false), &mut told), Next::Nothing);
+        assert_eq!(watch.cursor().unwrap().offset, HELD_MAX as u64);
+    }
+
+    #[test]
+    fn a_voice_of_another_epoch_is_believed_only_if_the_broker_says_the_same() {
+        for (read_epoch, read_top, expected) in [(2, 3, "e3"), (1, 10, "s")] {
+            let (mut watch, mut told) = live();
+            assert_eq!(watch.message(message(2, 2, 3), &mut told), Next::Read);
+            watch.state = State::Reading(Call(2));
+            let reply = page(read_epoch, 0, &[], read_top, false);
+            assert_eq!(watch.read(reply, &mut told), Next::Nothing);
+            assert_eq!((told.take().as_str(), watch.state), (expected, State::Live));
+        }
+    }
+
+    #[test]
+    fn a_voice_of_a_newer_epoch_than_the_answer_is_asked_about_again() {
+        let (mut watch, mut told) = live();
+        watch.unsync();
+        watch.state = State::Reading(Call(2));
+        // It comes while an answer from before it is on its way.
+        assert_eq!(watch.message(message(2, 0, 1), &mut told), Next::Nothing);
+        assert_eq!(watch.read(page(1, 0, &[], 10, false), &mut told), Next::Read);
+        watch.state = State::Reading(Call(3));
+        assert_eq!(watch.read(page(2, 0, &[], 1, false), &mut told), Next::Nothing);
+        assert_eq!((told.take().as_str(), watch.state), ("e1", State::Live));
+    }
+
+    #[test]
+    fn what_history_does_not_reach_back_to_is_a_gap() {
+        let (mut watch, mut told) = live();
+        assert_eq!(watch.message(message(1, 29, 30), &mut told), Next::Read);
+        watch.state = State::Reading(Call(2));
+        assert_eq!(watch.read(page(1, 28, &[29, 30], 30, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "g30");
+    }
+    #[test]
+    fn a_branch_at_or_above_the_cursor_is_crossed_and_below_it_told() {
+        for (branch, expected) in [(10, "e10 a11 a12"), (12, "e10 a11 a12"), (9, "e12")] {
+            let (mut watch, mut told) = live();
+            watch.unsync();
+            watch.state = State::Reading(Call(2));
+            let mut reply = page(2, 3, &[11, 12], 12, false);
+            reply.lineage.push(Branch { epoch: Epoch::new(1), top: branch });
+            assert_eq!(watch.read(reply, &mut told), Next::Nothing);
+            assert_eq!(told.take(), expected, "left at {branch}");
+            // What the old master says now is not heard.
+            assert_eq!(watch.message(message(1, 10, 11), &mut told), Next::Nothing);
+            assert_eq!(told.take(), "s");
+        }
+    }
+
+    #[test]
+    fn what_a_port_does_not_take_is_read_when_it_has_room() {
+        let (mut watch, mut told) = live();
+        told.is_full = true;
+        for offset in 11..13 {
+            assert_eq!(watch.message(message(1, offset - 1, offset), &mut told), Next::Nothing);
+        }
+        assert_eq!((watch.state, watch.cursor().unwrap().offset), (State::Overrun, 10));
+        told.is_full = false;
+        assert_eq!(watch.room(&mut told), Next::Read);
+        watch.state = State::Reading(Call(2));
+        assert_eq!(watch.read(page(1, 0, &[11, 12], 12, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "a11 a12");
+    }
+
+    #[test]
+    fn word_of_a_top_without_a_publication_is_read() {
+        let (mut watch, mut told) = live();
+        let word = |offset| Message { record: Bytes::new(), ..message(1, offset, offset) };
+        assert_eq!(watch.message(word(10), &mut told), Next::Nothing);
+        assert_eq!(watch.message(word(11), &mut told), Next::Read);
+        watch.state = State::Reading(Call(2));
+        assert_eq!(watch.read(page(1, 0, &[11], 11, false), &mut told), Next::Nothing);
+        assert_eq!(told.take(), "a11");
+    }
+
+    #[test]
+    fn what_no_read_explains_is_told() {
+        let (mut watch, mut told) = live();
+        assert_eq!(watch.message(message(1, 11, 12), &mut told), Next::Read);
+        for call in 2..5 {
+            watch.state = State::Reading(Call(call));
+            let next = watch.read(page(1, 0, &[], 10, false), &mut told);
+            assert_eq!(next, if call < 4 { Next::Read } else { Next::Nothing }, "{call}");
+        }
+        assert_eq!(told.take(), "g10");
+    }
+}

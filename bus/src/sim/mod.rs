@@ -12,19 +12,15 @@
 
 mod port;
 mod store;
-mod watch;
 mod wire;
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
+use crate::backend::Target;
 use crate::nonce::Nonces;
-pub use port::{
-    CANARY_MS, COMMAND_MS_MAX, MESSAGES_PER_POLL_MAX, RECONNECT_MS, RESEND_MS, SILENCE_MS_MAX,
-    SYNCS_IN_FLIGHT_MAX, SimPort,
-};
+use port::lock;
+pub use port::{MESSAGES_PER_POLL_MAX, RECONNECT_MS, RESEND_MS, SimPort};
 use store::{Store, StoreLimits};
-pub use watch::{FILL_PUBLICATIONS_MAX, HELD_MAX};
 use wire::{Link, PushBody, Reply, ReplyBody, Request};
 
 /// What a simulated broker is made with.
@@ -81,7 +77,7 @@ enum State {
 pub struct SimBroker {
     store: Store,
     replica: Option<Store>,
-    links: Vec<Rc<RefCell<Link>>>,
+    links: Vec<Arc<Mutex<Link>>>,
     state: State,
     pushes_max: usize,
 }
@@ -96,7 +92,7 @@ impl SimBroker {
             ids_window_ms: options.ids_window_ms,
         };
         let store = Store::new(seeds.draw(), limits);
-        let link = |_| Rc::new(RefCell::new(Link::new(seeds.draw(), options.latency_ms)));
+        let link = |_| Arc::new(Mutex::new(Link::new(seeds.draw(), options.latency_ms)));
         let links: Vec<_> = (0..ports).map(link).collect();
         let ports = links.iter().map(|link| SimPort::new(link.clone(), *options)).collect();
         let pushes_max = options.pushes_max;
@@ -108,43 +104,44 @@ impl SimBroker {
         if self.state != State::Running {
             return None;
         }
-        self.links.iter().filter_map(|link| link.borrow().requests.next_ms()).min()
+        self.links.iter().filter_map(|link| lock(link).requests.next_ms()).min()
     }
 
     /// Does what has reached the broker by now, in the order of its reaching it.
     pub fn step(&mut self, now_ms: u64) {
         while let Some(at_ms) = self.next_deadline().filter(|at_ms| *at_ms <= now_ms) {
-            let first = self.links.iter().position(|link| link.borrow().requests.next_ms() == Some(at_ms));
+            let first = self.links.iter().position(|link| lock(link).requests.next_ms() == Some(at_ms));
             let Some(link) = first.map(|index| self.links[index].clone()) else { return };
-            let taken = link.borrow_mut().requests.take_due(at_ms);
+            let taken = lock(&link).requests.take_due(at_ms);
             if let Some((connection, request)) = taken {
                 self.execute(at_ms, &link, connection, request);
             }
         }
         for link in &self.links {
-            let mut link = link.borrow_mut();
+            let mut link = lock(link);
             if link.pushes.len() > self.pushes_max {
                 link.cut(now_ms);
             }
         }
     }
 
-    fn execute(&mut self, now_ms: u64, link: &RefCell<Link>, connection: u64, request: Request) {
+    fn execute(&mut self, now_ms: u64, link: &Mutex<Link>, connection: u64, request: Request) {
         let is_current = {
-            let link = link.borrow();
+            let link = lock(link);
             link.connected && link.connection == connection
         };
-        if let Request::Publish { name, .. } | Request::Read { name, .. } | Request::Clear { name, .. } =
+        if let Request::Publish { target, .. } | Request::Read { target, .. } | Request::Clear { target, .. } =
             &request
-            && self.links.iter().any(|link| link.borrow().subscriptions.contains_key(name))
+            && self.links.iter().any(|link| lock(link).subscriptions.contains_key(&target.name))
         {
-            self.store.hold(now_ms, name);
+            self.store.hold(now_ms, &target.name);
         }
         let (call, body) = match request {
-            Request::Publish { call, name, options, id, record } => {
+            Request::Publish { call, target, id, record } => {
+                let Target { name, options } = target;
                 let (accepted, message) = self.store.publish(now_ms, &name, &options, &id, &record);
                 for link in self.links.iter().filter(|_| message.is_some()) {
-                    let mut link = link.borrow_mut();
+                    let mut link = lock(link);
                     if let (Some(message), true) = (&message, link.subscriptions.contains_key(&name)) {
                         link.push(now_ms, PushBody::Message { name: name.clone(), message: message.clone() });
                     }
@@ -155,38 +152,38 @@ impl SimBroker {
             _ if !is_current => return,
             Request::Subscribe { name, nonce } => {
                 self.store.hold(now_ms, &name);
-                let mut link = link.borrow_mut();
+                let mut link = lock(link);
                 link.subscriptions.insert(name.clone(), nonce);
-                return link.push(now_ms, PushBody::Subscribed { name, nonce });
+                return link.push(now_ms, PushBody::Subscribed { nonce });
             }
             Request::Unsubscribe { name } => {
                 self.store.hold(now_ms, &name);
-                link.borrow_mut().subscriptions.remove(&name);
+                lock(link).subscriptions.remove(&name);
                 return;
             }
             Request::Canary => {
                 // Should this be the last sign of a listener, the position's time counts from here.
-                for name in link.borrow().subscriptions.keys() {
+                for name in lock(link).subscriptions.keys() {
                     self.store.hold(now_ms, name);
                 }
                 let generation = self.store.generation();
-                return link.borrow_mut().push(now_ms, PushBody::Canary { generation });
+                return lock(link).push(now_ms, PushBody::Canary { generation });
             }
-            Request::Read { call, name, options, query } => {
-                (call, ReplyBody::Read(self.store.read(now_ms, &name, &options, &query)))
+            Request::Read { call, target, query } => {
+                (call, ReplyBody::Read(self.store.read(now_ms, &target.name, &target.options, &query)))
             }
-            Request::Clear { call, name, options } => {
-                (call, ReplyBody::Cleared(self.store.clear(now_ms, &name, &options)))
+            Request::Clear { call, target } => {
+                (call, ReplyBody::Cleared(self.store.clear(now_ms, &target.name, &target.options)))
             }
         };
-        link.borrow_mut().reply(now_ms, connection, Reply { call, body });
+        lock(link).reply(now_ms, connection, Reply { call, body });
     }
 
     /// The broker dies. Its data is on disk.
     pub fn kill(&mut self, now_ms: u64) {
         self.state = State::Down;
         for link in &self.links {
-            let mut link = link.borrow_mut();
+            let mut link = lock(link);
             link.reachable = false;
             link.cut(now_ms);
         }
@@ -196,7 +193,7 @@ impl SimBroker {
     pub fn start(&mut self) {
         self.state = State::Running;
         for link in &self.links {
-            link.borrow_mut().reachable = true;
+            lock(link).reachable = true;
         }
     }
 
@@ -226,28 +223,28 @@ impl SimBroker {
 
     /// One port's connection is cut.
     pub fn cut(&mut self, now_ms: u64, port: usize) {
-        self.links[port].borrow_mut().cut(now_ms);
+        lock(&self.links[port]).cut(now_ms);
     }
 
     /// One port is cut off until [`SimBroker::rejoin`].
     pub fn isolate(&mut self, now_ms: u64, port: usize) {
-        let mut link = self.links[port].borrow_mut();
+        let mut link = lock(&self.links[port]);
         link.reachable = false;
         link.cut(now_ms);
     }
 
     /// One port can connect again, if the broker is not down.
     pub fn rejoin(&mut self, port: usize) {
-        self.links[port].borrow_mut().reachable = self.state != State::Down;
+        lock(&self.links[port]).reachable = self.state != State::Down;
     }
 
     /// The next `count` answers to a port's commands get lost.
     pub fn lose_answers(&mut self, port: usize, count: u32) {
-        self.links[port].borrow_mut().lose_replies += count;
+        lock(&self.links[port]).lose_replies += count;
     }
 
     /// The next `count` publications on their way to a port get lost.
     pub fn lose_arrivals(&mut self, port: usize, count: u32) {
-        self.links[port].borrow_mut().lose_pushes += count;
+        lock(&self.links[port]).lose_pushes += count;
     }
 }

@@ -6,13 +6,15 @@
 //! anything is said in its name.
 
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use ringmain_proto::message::Publication;
 
+use crate::backend::{Message, OwnedId, ReadPage};
 use crate::epoch::{Epoch, Position};
+use crate::lineage::{Branch, Lineage};
 use crate::nonce::Nonces;
-use crate::sim::wire::{Message, OwnedId, PageReply};
 use crate::types::{Accepted, BusError, ChannelOptions, HistoryQuery, Page};
 
 /// Bounds of the store.
@@ -28,12 +30,13 @@ struct Kept {
     offset: u64,
     previous: u64,
     at_ms: u64,
-    record: Rc<[u8]>,
+    record: Bytes,
 }
 
 #[derive(Clone, Debug)]
 struct Stream {
     epoch: Epoch,
+    lineage: Lineage,
     /// The broker's life in which the epoch was drawn.
     generation: u64,
     top: u64,
@@ -47,7 +50,7 @@ struct Stream {
 /// All streams.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
-    streams: HashMap<Rc<str>, Stream>,
+    streams: HashMap<Arc<str>, Stream>,
     generation: u64,
     nonces: Nonces,
     limits: StoreLimits,
@@ -79,7 +82,7 @@ impl Store {
     pub(super) fn publish(
         &mut self,
         now_ms: u64,
-        name: &Rc<str>,
+        name: &Arc<str>,
         options: &ChannelOptions,
         id: &OwnedId,
         record: &[u8],
@@ -104,13 +107,16 @@ impl Store {
     pub(super) fn read(
         &mut self,
         now_ms: u64,
-        name: &Rc<str>,
+        name: &Arc<str>,
         options: &ChannelOptions,
         query: &HistoryQuery,
-    ) -> Result<PageReply, BusError> {
+    ) -> Result<ReadPage, BusError> {
         let stream = self.touch(now_ms, name, options);
         let top = stream.position();
-        if query.since.and_then(|since| since.epoch).is_some_and(|epoch| epoch != top.epoch) {
+        if let Some((offset, epoch)) = query.since.and_then(|since| Some((since.offset, since.epoch?)))
+            && epoch != top.epoch
+            && stream.lineage.left_at(epoch).is_none_or(|branch| offset > branch)
+        {
             return Err(BusError::UnrecoverableEpoch { current: top });
         }
         let floor = stream.kept.front().map_or(top.offset, |oldest| oldest.previous);
@@ -124,21 +130,22 @@ impl Store {
         let more = asked.len() > query.limit as usize;
         let records =
             asked.iter().take(query.limit as usize).flat_map(|kept| kept.record.iter().copied()).collect();
-        Ok(PageReply { page: Page { top, floor, more }, records })
+        Ok(ReadPage { page: Page { top, floor, more }, lineage: stream.lineage, records })
     }
 
-    pub(super) fn clear(&mut self, now_ms: u64, name: &Rc<str>, options: &ChannelOptions) -> Position {
+    pub(super) fn clear(&mut self, now_ms: u64, name: &Arc<str>, options: &ChannelOptions) -> Position {
         let stream = self.touch(now_ms, name, options);
         stream.kept.clear();
         stream.position()
     }
 
     /// The stream of a name, made or renewed as needed, with what has expired gone.
-    fn touch(&mut self, now_ms: u64, name: &Rc<str>, options: &ChannelOptions) -> &mut Stream {
+    fn touch(&mut self, now_ms: u64, name: &Arc<str>, options: &ChannelOptions) -> &mut Stream {
         let (generation, nonces) = (self.generation, &mut self.nonces);
         let mut draw = || if options.is_positioned() { Epoch::new(nonces.draw()) } else { Epoch::NONE };
         let stream = self.streams.entry(name.clone()).or_insert_with(|| Stream {
             epoch: draw(),
+            lineage: Lineage::EMPTY,
             generation,
             top: 0,
             kept: VecDeque::new(),
@@ -149,7 +156,7 @@ impl Store {
         });
         let expired = now_ms - stream.last_use_ms > stream.meta_ms.max(stream.ttl_ms);
         if options.is_positioned() && (stream.epoch.is_none() || expired) {
-            (stream.epoch, stream.top) = (draw(), 0);
+            (stream.epoch, stream.lineage, stream.top) = (draw(), Lineage::EMPTY, 0);
             stream.kept.clear();
             stream.ids.clear();
         } else if stream.generation != generation {
@@ -165,7 +172,7 @@ impl Store {
     }
 
     /// Keeps a position: somebody is subscribed to its channel.
-    pub(super) fn hold(&mut self, now_ms: u64, name: &Rc<str>) {
+    pub(super) fn hold(&mut self, now_ms: u64, name: &Arc<str>) {
         if let Some(stream) = self.streams.get_mut(name) {
             stream.last_use_ms = now_ms;
         }
@@ -175,6 +182,7 @@ impl Store {
 impl Stream {
     /// Another life over the same publications. What an id was answered stands at the same offset of it.
     fn renew(&mut self, epoch: Epoch) {
+        self.lineage.push(Branch { epoch: self.epoch, top: self.top });
         self.epoch = epoch;
         for (.., accepted) in &mut self.ids {
             accepted.position.epoch = epoch;
@@ -194,7 +202,9 @@ impl Stream {
     ) -> (Accepted, Message) {
         if !options.is_positioned() {
             let accepted = Accepted { position: Position::NONE, previous: 0, repeated: false };
-            return (accepted, Message { epoch: Epoch::NONE, previous: 0, offset: 0, record: record.into() });
+            let record = Bytes::copy_from_slice(record);
+            let (epoch, lineage) = (Epoch::NONE, Lineage::EMPTY);
+            return (accepted, Message { epoch, lineage, previous: 0, offset: 0, record });
         }
         let previous = self.top;
         self.top += step;
@@ -205,12 +215,13 @@ impl Stream {
             self.kept.pop_front();
         }
         let accepted = Accepted { position: self.position(), previous, repeated: false };
-        (accepted, Message { epoch: self.epoch, previous, offset: self.top, record })
+        let (epoch, lineage) = (self.epoch, self.lineage);
+        (accepted, Message { epoch, lineage, previous, offset: self.top, record })
     }
 }
 
 /// The record of the same publication at the offset that the broker gave it.
-fn with_offset(record: &[u8], offset: u64) -> Rc<[u8]> {
+fn with_offset(record: &[u8], offset: u64) -> Bytes {
     let mut moved = Vec::new();
     if let Some((publication, _)) = Publication::read_record(record) {
         Publication { offset, ..publication }.write_record(&mut moved);

@@ -6,36 +6,23 @@
 //! publishes that already lay in a paused broker's socket.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::epoch::{Epoch, Position};
+use bytes::Bytes;
+
+use crate::backend::{Message, OwnedId, ReadPage, Target};
+use crate::epoch::Position;
 use crate::nonce::Nonces;
-use crate::types::{Accepted, BusError, ChannelOptions, HistoryQuery, Page, PublicationId};
-
-/// A publication's id, kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum OwnedId {
-    Node(u64, u64),
-    Key(Rc<str>),
-}
-
-impl OwnedId {
-    pub(super) fn new(id: PublicationId<'_>) -> OwnedId {
-        match id {
-            PublicationId::Node { incarnation, sequence } => OwnedId::Node(incarnation, sequence),
-            PublicationId::Key(key) => OwnedId::Key(key.into()),
-        }
-    }
-}
+use crate::types::{Accepted, BusError, HistoryQuery};
 
 /// From a port to the broker.
 #[derive(Clone, Debug)]
 pub(super) enum Request {
-    Subscribe { name: Rc<str>, nonce: u64 },
-    Unsubscribe { name: Rc<str> },
-    Publish { call: u64, name: Rc<str>, options: ChannelOptions, id: OwnedId, record: Rc<[u8]> },
-    Read { call: u64, name: Rc<str>, options: ChannelOptions, query: HistoryQuery },
-    Clear { call: u64, name: Rc<str>, options: ChannelOptions },
+    Subscribe { name: Arc<str>, nonce: u64 },
+    Unsubscribe { name: Arc<str> },
+    Publish { call: u64, target: Target, id: OwnedId, record: Bytes },
+    Read { call: u64, target: Target, query: HistoryQuery },
+    Clear { call: u64, target: Target },
     Canary,
 }
 
@@ -49,15 +36,8 @@ pub(super) struct Reply {
 #[derive(Clone, Debug)]
 pub(super) enum ReplyBody {
     Published(Accepted),
-    Read(Result<PageReply, BusError>),
+    Read(Result<ReadPage, BusError>),
     Cleared(Position),
-}
-
-/// A page and its records, one behind the other.
-#[derive(Clone, Debug)]
-pub(super) struct PageReply {
-    pub(super) page: Page,
-    pub(super) records: Vec<u8>,
 }
 
 /// From the broker to a port, on the connection's subscription side.
@@ -71,26 +51,16 @@ pub(super) struct Push {
 #[derive(Clone, Debug)]
 pub(super) enum PushBody {
     Subscribed {
-        name: Rc<str>,
         nonce: u64,
     },
     Message {
-        name: Rc<str>,
+        name: Arc<str>,
         message: Message,
     },
     /// Carries the number of the broker's life, which changes when its data does.
     Canary {
         generation: u64,
     },
-}
-
-/// A publication on its way to subscribers.
-#[derive(Clone, Debug)]
-pub(super) struct Message {
-    pub(super) epoch: Epoch,
-    pub(super) previous: u64,
-    pub(super) offset: u64,
-    pub(super) record: Rc<[u8]>,
 }
 
 #[derive(Debug)]
@@ -148,7 +118,7 @@ pub(super) struct Link {
     pub(super) replies: Lane<Reply>,
     pub(super) pushes: Lane<Push>,
     /// The broker's list of this connection's subscriptions.
-    pub(super) subscriptions: BTreeMap<Rc<str>, u64>,
+    pub(super) subscriptions: BTreeMap<Arc<str>, u64>,
     push_sequence: u64,
     pub(super) lose_replies: u32,
     pub(super) lose_pushes: u32,
