@@ -1,22 +1,23 @@
 //! Calls of the control plane to shards, and their answers.
 //!
 //! Owns the table of calls under way: tokens, how many answers are still missing, and the deadline. A
-//! call about a channel goes to its home shard, a call about users to every shard. It knows no HTTP
-//! and no JSON.
+//! call about a channel goes to its home shard, a call about users to every shard. It also tells shards what
+//! needs no answer, and hands what they report to the cluster's services. It knows no HTTP and no JSON.
 //!
 //! Bounds: at most [`CALLS_MAX`] calls at a time, each for at most [`DEADLINE`]; answers wait in a
 //! queue of [`ANSWERS_MAX`]. A full table, or a shard's full inbox, is [`CallError::Busy`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ringmain_proto::close::ErrorCode;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::core::api::{Answer, Call, ControlAnswer, ControlCommand, home_of};
+use super::cluster::driver::{Handle, Reports};
+use crate::core::api::{Answer, Call, ControlAnswer, ControlCommand, REPORT_TOKEN, home_of};
 use crate::core::engine::ShardIndex;
 
 /// Calls under way at the most.
@@ -70,6 +71,8 @@ pub struct Router {
     next_token: AtomicU64,
     pending: Mutex<HashMap<u64, Pending>>,
     deadline: Duration,
+    /// Set once, where the node is part of a cluster.
+    cluster: OnceLock<(Handle, Reports)>,
 }
 
 struct Pending {
@@ -87,7 +90,10 @@ impl Router {
     fn with_deadline(shards: Vec<SendToShard>, deadline: Duration) -> Arc<Self> {
         assert!(!shards.is_empty(), "a node has a shard");
         let pending = Mutex::new(HashMap::new());
-        Arc::new(Self { shards, next_token: AtomicU64::new(1), pending, deadline })
+        let cluster = OnceLock::new();
+        // Token 0 belongs to what nobody waits for.
+        let next_token = AtomicU64::new(REPORT_TOKEN + 1);
+        Arc::new(Self { shards, next_token, pending, deadline, cluster })
     }
 
     /// How many shards there are.
@@ -100,6 +106,21 @@ impl Router {
         self.pending().len()
     }
 
+    /// Makes the node part of a cluster. Once; a second time changes nothing.
+    pub fn join_cluster(&self, handle: Handle, reports: Reports) {
+        let _ = self.cluster.set((handle, reports));
+    }
+
+    /// The way to the other nodes, where there are any.
+    pub fn cluster(&self) -> Option<&Handle> {
+        self.cluster.get().map(|(handle, _)| handle)
+    }
+
+    /// Tells a shard something whose answer nobody waits for. `false`: its inbox is full.
+    pub fn tell(&self, shard: ShardIndex, call: Call) -> bool {
+        self.send(shard, ControlCommand { token: REPORT_TOKEN, call }).is_ok()
+    }
+
     /// Hands arriving answers to their calls, until all [`Answers`] are gone.
     pub async fn deliver(self: Arc<Self>, mut answers: mpsc::Receiver<ControlAnswer>) {
         while let Some(answer) = answers.recv().await {
@@ -108,6 +129,12 @@ impl Router {
     }
 
     fn settle(&self, answer: ControlAnswer) {
+        if answer.token == REPORT_TOKEN {
+            if let (Ok(Answer::Report(report)), Some((_, reports))) = (answer.result, self.cluster.get()) {
+                reports.put(answer.shard, report);
+            }
+            return;
+        }
         let mut pending = self.pending();
         // A late answer finds no call: its deadline has passed.
         let Some(call) = pending.get_mut(&answer.token) else { return };

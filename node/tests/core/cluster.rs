@@ -17,7 +17,7 @@ use crate::protocol::{config, token};
 const CHANNEL: &str = "room:cluster";
 
 /// Without channels that everybody is subscribed to: what is held is what the test subscribes to.
-fn quiet_config() -> CoreConfig {
+pub(crate) fn quiet_config() -> CoreConfig {
     let mut config = config();
     config.client.personal_channel = false;
     config
@@ -117,7 +117,7 @@ fn pushes(world: &mut World, client: usize) -> String {
 }
 
 /// The users in the channel as a client sees them.
-fn users(reply: &Value) -> Vec<String> {
+pub(crate) fn users(reply: &Value) -> Vec<String> {
     let members = reply["presence"].as_object().unwrap_or_else(|| panic!("{reply}"));
     let mut users: Vec<String> =
         members.values().map(|member| member["user"].as_str().unwrap_or("").to_owned()).collect();

@@ -3,6 +3,7 @@
 
 mod closing;
 mod cluster;
+mod cluster_nodes;
 mod fairness;
 mod fanout;
 mod figures;

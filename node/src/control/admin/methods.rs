@@ -3,7 +3,7 @@
 //! Owns what each call means in terms of [`Call`]s: which shards are asked, how answers are added up,
 //! and what is refused before a shard is asked. It knows no HTTP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -17,7 +17,10 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::requests::{self, Json, Request};
 use super::results::{self, ErrorObject, Outcome, Reply};
-use crate::control::VERSION;
+use crate::control::cluster::commands::CommandError;
+use crate::control::cluster::driver::{self, Surveyed};
+use crate::control::cluster::message::{AnswerPart, NodeInfo, Question};
+use crate::control::cluster::{PlaceError, Placement};
 use crate::control::router::{CallError, Router};
 use crate::control::state::NodeState;
 use crate::core::api::{Answer, Call, SubscribeOptions, UserSelector};
@@ -61,6 +64,17 @@ impl From<CallError> for MethodError {
             CallError::Busy => Self::Busy,
             CallError::Deadline => Self::Code(ErrorCode::Internal),
             CallError::Refused(code) => Self::Code(code),
+        }
+    }
+}
+
+/// The connections of this node were served; a repetition harms nobody.
+impl From<CommandError> for MethodError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Unavailable | CommandError::Busy => Self::Busy,
+            CommandError::Unknown => Self::Code(ErrorCode::Internal),
+            CommandError::TooLarge => Self::Code(ErrorCode::LimitExceeded),
         }
     }
 }
@@ -260,9 +274,12 @@ impl Methods {
         self.done(Call::Refresh { selector, expired: request.expired, expire_at }).await
     }
 
-    /// Asks every shard for something that has no result.
+    /// Asks every shard, here and then on every other node, for something that has no result.
     async fn done(&self, call: Call) -> MethodResult {
-        self.router.each(call).await?;
+        self.router.each(call.clone()).await?;
+        if let Some(cluster) = self.router.cluster() {
+            cluster.command(call).await?;
+        }
         encode(&results::Empty {})
     }
 
@@ -315,39 +332,41 @@ impl Methods {
     }
 
     async fn channels(&self, pattern: &str) -> MethodResult {
+        let question = Question::Channels { pattern: pattern.to_owned() };
+        let (own, others) = tokio::join!(driver::channels(&self.router, pattern), self.survey(question));
         let mut channels = BTreeMap::<String, results::ChannelFigures>::new();
-        for answer in self.router.each(Call::Channels { pattern: pattern.into() }).await? {
-            let Answer::Channels(of_shard) = answer else { return Err(unexpected(&answer)) };
-            for (channel, clients) in of_shard {
-                channels.entry(channel.to_string()).or_default().num_clients += clients;
-            }
+        let others = others.parts.into_iter().filter_map(|part| match part {
+            AnswerPart::Channels(channels) => Some(channels),
+            AnswerPart::Info(_) | AnswerPart::Nothing => None,
+        });
+        for (channel, clients) in own?.into_iter().chain(others.flatten()) {
+            channels.entry(channel).or_default().num_clients += clients;
         }
         encode(&results::Channels { channels })
     }
 
     async fn info(&self) -> MethodResult {
-        let mut node = results::Node {
-            uid: &self.node.uid,
-            name: &self.node.name,
-            version: VERSION,
-            num_clients: 0,
-            num_users: 0,
-            num_subs: 0,
-            num_channels: 0,
-            uptime: self.node.uptime().as_secs(),
-        };
-        let mut users = BTreeSet::new();
-        for answer in self.router.each(Call::Info).await? {
-            let Answer::Info { num_clients, user_hashes, num_channels, num_subs } = answer else {
-                return Err(unexpected(&answer));
-            };
-            node.num_clients += num_clients;
-            node.num_channels += num_channels;
-            node.num_subs += num_subs;
-            users.extend(user_hashes);
+        let (own, others) =
+            tokio::join!(driver::node_info(&self.router, &self.node), self.survey(Question::Info));
+        let others = others.parts.into_iter().filter_map(|part| match part {
+            AnswerPart::Info(info) => Some(info),
+            AnswerPart::Channels(_) | AnswerPart::Nothing => None,
+        });
+        let nodes: Vec<NodeInfo> = std::iter::once(own?).chain(others).collect();
+        encode(&results::Info { nodes: nodes.iter().map(results::Node::of).collect() })
+    }
+
+    /// Asks the other nodes, if there are any.
+    async fn survey(&self, question: Question) -> Surveyed {
+        match self.router.cluster() {
+            Some(cluster) => cluster.survey(question).await,
+            None => Surveyed::default(),
         }
-        node.num_users = u32::try_from(users.len()).unwrap_or(u32::MAX);
-        encode(&results::Info { nodes: [node] })
+    }
+
+    /// Where a user belongs. `None`: this node has no others beside it.
+    pub(super) async fn place(&self, user: String) -> Option<Result<Placement, PlaceError>> {
+        Some(self.router.cluster()?.place(user).await)
     }
 }
 

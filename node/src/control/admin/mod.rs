@@ -22,12 +22,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router as HttpRouter;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -38,6 +39,7 @@ pub use metrics::Metrics;
 use self::methods::{MethodError, Methods};
 use self::results::Outcome;
 use super::VERSION;
+use super::cluster::{PlaceError, Placement};
 use super::config::AdminConfig;
 use super::router::Router;
 use super::state::NodeState;
@@ -91,6 +93,7 @@ pub fn routes(options: AdminOptions) -> HttpRouter {
     });
     HttpRouter::new()
         .route("/api/{method}", post(api))
+        .route("/v1/place", get(place))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(render_metrics))
@@ -223,6 +226,37 @@ impl Admin {
 
 fn content_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+#[derive(Deserialize)]
+struct PlaceQuery {
+    user: String,
+}
+
+/// Where a user belongs, for an application's backend: 404 where the node is on its own or signs no tickets, 503
+/// where no node takes users.
+async fn place(
+    State(admin): State<Arc<Admin>>,
+    query: Result<Query<PlaceQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Response {
+    if !admin.access.allows(&headers) {
+        admin.metrics.refused("unauthorized");
+        return refusal(StatusCode::UNAUTHORIZED);
+    }
+    let Ok(Query(PlaceQuery { user })) = query else { return refusal(StatusCode::BAD_REQUEST) };
+    let Ok(_permit) = admin.inflight.try_acquire() else {
+        admin.metrics.refused("busy");
+        return busy();
+    };
+    match admin.methods.place(user).await {
+        Some(Ok(Placement { node, address, ticket, expires })) => {
+            let placed = results::Placed { node: &node, address: &address, ticket: &ticket, expires };
+            json_response(StatusCode::OK, &placed)
+        }
+        Some(Err(PlaceError::Nowhere)) => busy(),
+        Some(Err(PlaceError::NoKey)) | None => refusal(StatusCode::NOT_FOUND),
+    }
 }
 
 async fn health(State(admin): State<Arc<Admin>>) -> Response {

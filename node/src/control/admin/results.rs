@@ -9,6 +9,7 @@ use ringmain_proto::message::{ClientInfo, Publication};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::control::cluster::message::NodeInfo;
 use crate::core::api::Member;
 
 fn is_zero(number: &u64) -> bool {
@@ -125,7 +126,8 @@ fn is_none(number: &u32) -> bool {
 /// Of `info`.
 #[derive(Debug, Serialize)]
 pub(super) struct Info<'a> {
-    pub nodes: [Node<'a>; 1],
+    /// This one first.
+    pub nodes: Vec<Node<'a>>,
 }
 
 /// One of `info`.
@@ -133,13 +135,33 @@ pub(super) struct Info<'a> {
 pub(super) struct Node<'a> {
     pub uid: &'a str,
     pub name: &'a str,
-    pub version: &'static str,
+    pub version: &'a str,
     pub num_clients: u32,
     pub num_users: u32,
     pub num_subs: u32,
     pub num_channels: u32,
     /// Seconds.
     pub uptime: u64,
+}
+
+impl<'a> Node<'a> {
+    /// A node as it says of itself.
+    pub(super) fn of(info: &'a NodeInfo) -> Self {
+        let NodeInfo { uid, name, version, num_clients, num_users, num_subs, num_channels, uptime } = info;
+        let (num_clients, num_users, num_subs) = (*num_clients, *num_users, *num_subs);
+        let (num_channels, uptime) = (*num_channels, *uptime);
+        Self { uid, name, version, num_clients, num_users, num_subs, num_channels, uptime }
+    }
+}
+
+/// Of `GET /v1/place`.
+#[derive(Debug, Serialize)]
+pub(super) struct Placed<'a> {
+    pub node: &'a str,
+    pub address: &'a str,
+    pub ticket: &'a str,
+    /// Seconds since 1970.
+    pub expires: u64,
 }
 
 /// Of `batch`: no `result` around it.
