@@ -1,10 +1,14 @@
 //! What the node says of itself: its name, its age and whether it takes connections.
 //!
-//! Owns the phase of the process. Readiness is green in one phase only; there are no other reasons
-//! while the bus is embedded.
+//! Owns the phase of the process and what is known of its bus. Readiness is green in one phase only, and while the
+//! bus is whole.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ringmain_bus::Health;
+use ringmain_bus::hub::HubFigures;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct NodeState {
     phase: AtomicU8,
+    bus_is_whole: AtomicBool,
+    bus: Mutex<Option<HubFigures>>,
     started: Instant,
     started_unix: Duration,
     /// Name for people.
@@ -34,7 +40,15 @@ impl NodeState {
     /// A node that starts now.
     pub fn new(name: String, uid: String) -> Self {
         let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { phase: AtomicU8::new(Phase::Starting as u8), started: Instant::now(), started_unix, name, uid }
+        Self {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            bus_is_whole: AtomicBool::new(true),
+            bus: Mutex::new(None),
+            started: Instant::now(),
+            started_unix,
+            name,
+            uid,
+        }
     }
 
     /// Enters a phase.
@@ -51,10 +65,28 @@ impl NodeState {
         }
     }
 
+    /// What the hub says of the bus. Never called where the bus is embedded.
+    pub fn set_bus(&self, health: Health, figures: HubFigures) {
+        let whole = health == Health::Up;
+        if self.bus_is_whole.swap(whole, Ordering::AcqRel) != whole {
+            match health {
+                Health::Up => tracing::info!("the bus is whole"),
+                Health::Down => tracing::warn!("the bus cannot be reached, or not all of it: not ready"),
+            }
+        }
+        *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+    }
+
+    /// What the hub has counted; `None`: the bus is embedded.
+    pub fn bus_figures(&self) -> Option<HubFigures> {
+        *self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Why the node is not ready; empty: it is.
     pub fn not_ready(&self) -> &'static [&'static str] {
         match self.phase() {
             Phase::Starting => &["starting"],
+            Phase::Running if !self.bus_is_whole.load(Ordering::Acquire) => &["bus"],
             Phase::Running => &[],
             Phase::Draining => &["draining"],
         }
@@ -80,6 +112,10 @@ mod tests {
         let state = NodeState::new("n".to_owned(), "u".to_owned());
         assert_eq!(state.not_ready(), ["starting"]);
         state.enter(Phase::Running);
+        assert!(state.not_ready().is_empty());
+        state.set_bus(Health::Down, HubFigures::default());
+        assert_eq!(state.not_ready(), ["bus"]);
+        state.set_bus(Health::Up, HubFigures::default());
         assert!(state.not_ready().is_empty());
         state.enter(Phase::Draining);
         assert_eq!(state.not_ready(), ["draining"]);

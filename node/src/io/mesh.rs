@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
 
-use super::doorbell::Doorbell;
+use super::doorbell::{Doorbell, Waker};
 use crate::core::engine::ShardIndex;
 
 /// Shards of one node at the most. 1,024 keeps the matrix of credits at 4 MiB.
@@ -107,6 +107,11 @@ impl<M> Mesh<M> {
     }
 
     /// A shard's doorbell.
+    /// What wakes a shard; also before it runs.
+    pub fn waker(&self, shard: ShardIndex) -> Waker {
+        Waker(self.doorbell(shard).clone())
+    }
+
     pub(crate) fn doorbell(&self, shard: ShardIndex) -> &Arc<Doorbell> {
         &self.seat(shard).doorbell
     }

@@ -275,9 +275,10 @@ impl<E: Engine> ShardLoop<E> {
     async fn wait(&mut self) {
         let now_ns = self.clock.mono_ns();
         let deadline_ns = self.next_deadline_ms().map(mono_ns_of);
-        let seat = &self.seat;
-        let waiting =
-            self.sleeper.wait(&mut self.wire, &seat.doorbell, now_ns, deadline_ns, || seat.work_waits());
+        let (seat, engine) = (&self.seat, &self.engine);
+        // A bus on another thread leaves its events with the engine.
+        let work_waits = || seat.work_waits() || engine.next_deadline_ms() == Some(0);
+        let waiting = self.sleeper.wait(&mut self.wire, &seat.doorbell, now_ns, deadline_ns, work_waits);
         waiting.await;
         let woken_ns = self.clock.mono_ns();
         self.sleeper.waited(woken_ns - now_ns);

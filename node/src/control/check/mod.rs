@@ -20,6 +20,7 @@ use self::facts::Facts;
 use self::kernel::{Finding, Severity};
 use self::memory::Memory;
 use super::VERSION;
+use super::bus::Backend;
 use super::cli::say;
 use super::config::{Resolved, document, relations};
 use super::failure::{EXIT_REFUSED, Failure};
@@ -45,6 +46,12 @@ pub enum CheckError {
         /// Its path, and what is wrong with it.
         message: String,
     },
+    /// The broker's address cannot be used.
+    #[error("bus.url: {message}")]
+    Bus {
+        /// What is wrong with it; without user and password.
+        message: String,
+    },
     /// The kernel or a limit refuses.
     #[error("{what}")]
     Refused {
@@ -64,6 +71,7 @@ impl CheckError {
                     .to_owned(),
             ),
             Self::Refused { mend, .. } => Some(mend.clone()).filter(|mend| !mend.is_empty()),
+            Self::Bus { .. } => Some("as redis://127.0.0.1:6379; `ringmain genconfig` shows all forms".to_owned()),
             Self::Key { .. } => Some("tokens are verified with it: give a PEM public key".to_owned()),
         }
     }
@@ -86,6 +94,10 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// A key that verifies tokens and cannot be used, and why.
     pub bad_key: Option<String>,
+    /// The broker, if there is one.
+    pub backend: Option<Backend>,
+    /// What is wrong with its address.
+    pub bad_bus: Option<String>,
 }
 
 impl Plan {
@@ -102,7 +114,12 @@ impl Plan {
         let memory = Memory::of(&resolved.config, shards, facts);
         let findings = kernel::findings(&resolved, shards, facts);
         let bad_key = try_keys(&resolved).err().map(|error| error.to_string());
-        Self { resolved, shards, cpus, changed, memory, findings, bad_key }
+        let (backend, bad_bus) =
+            match Backend::from_config(&resolved.config.node.bus, &resolved.config.core) {
+                Ok(backend) => (backend, None),
+                Err(message) => (None, Some(message)),
+            };
+        Self { resolved, shards, cpus, changed, memory, findings, bad_key, backend, bad_bus }
     }
 
     /// What keeps a node from starting, if anything.
@@ -113,6 +130,9 @@ impl Plan {
         }
         if let Some(message) = self.bad_key.clone() {
             return Some(CheckError::Key { message });
+        }
+        if let Some(message) = self.bad_bus.clone() {
+            return Some(CheckError::Bus { message });
         }
         (!self.memory.fits()).then(|| CheckError::OverBudget {
             total_bytes: self.memory.total_bytes(),

@@ -253,9 +253,10 @@ pub(crate) mod tests {
         );
         check("admin.listen=unix:/a", "admin address `unix:/a`: expected IP:PORT or localhost:PORT");
         check(
-            "bus.url=redis://:hunter2@h:6379",
-            "bus `redis://…` is not built into this version; only `memory` is",
+            "bus.url=amqp://:hunter2@h:5672",
+            "bus `amqp://…` is none of redis, rediss, redis+cluster, rediss+cluster, redis+sentinel, rediss+sentinel, \
+             nats, tls, kafka, kafkas, memory",
         );
-        check("bus.url=nats", "bus: expected `memory`; no other bus is built into this version");
+        check("bus.url=nats", "bus: expected `memory` or an address as redis://127.0.0.1:6379");
     }
 }

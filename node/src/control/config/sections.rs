@@ -149,40 +149,113 @@ impl Default for AdminConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
-    /// `memory`: none, this node alone, with its histories in its own memory.
+    /// `memory`: none, this node alone, with its histories in its own memory. Else the brokers:
+    /// `redis://host:6379`, `redis+cluster://host:7000,host:7001`, `redis+sentinel://host:26379,host:26380/mymaster`
+    /// (`rediss…` for TLS), `nats://host:4222,host:4222` (`tls://`), `kafka://host:9092,host:9092/topic`
+    /// (`kafkas://`). User and password may stand in it, percent-encoded; it is never shown.
     #[schemars(extend("x-alias" = "bus"))]
     pub url: BusUrl,
+    /// What a node subscribes to: each channel that it has subscribers of, or the slot (one of 4,096) of each. By
+    /// slot costs a node messages that it drops, and bears more than some 50,000 channels a node. The same on all nodes.
+    pub interest: BusInterest,
+    /// What a publish waits for on Redis: the master, or a replica too.
+    pub durability: BusDurability,
 }
 
-/// Which bus.
+/// What a node subscribes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BusInterest {
+    /// Each channel; channels of users by slot.
+    #[default]
+    Channels,
+    /// Slots.
+    Slots,
+}
+
+/// What a publish waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BusDurability {
+    /// The master. What a failover takes is published again by the node that was told, or told.
+    #[default]
+    Master,
+    /// A replica too: a failover takes nothing.
+    Replica,
+}
+
+/// Schemes of addresses that are built in.
+const BUS_SCHEMES: [&str; 11] = [
+    "redis",
+    "rediss",
+    "redis+cluster",
+    "rediss+cluster",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "nats",
+    "tls",
+    "kafka",
+    "kafkas",
+    "memory",
+];
+
+/// Which bus.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub enum BusUrl {
     /// None: the embedded one.
     #[default]
     Memory,
+    /// A broker's address, which may hold a password.
+    Broker(String),
+}
+
+impl BusUrl {
+    /// What comes before `://`; `memory` without.
+    pub fn scheme(&self) -> &str {
+        match self {
+            Self::Memory => "memory",
+            Self::Broker(url) => url.split_once("://").map_or("", |(scheme, _)| scheme),
+        }
+    }
+
+    /// The address without user and password.
+    pub fn shown(&self) -> String {
+        let Self::Broker(url) = self else { return "memory".to_owned() };
+        let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+        let rest = rest.split('?').next().unwrap_or_default();
+        match rest.rsplit_once('@') {
+            Some((_, servers)) => format!("{scheme}://***@{servers}"),
+            None => format!("{scheme}://{rest}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for BusUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown())
+    }
 }
 
 impl TryFrom<String> for BusUrl {
     type Error = String;
 
-    /// Names the scheme only: the rest of an address may hold a password.
+    /// Names the scheme only: the rest of an address may hold a password. The rest is read at the start.
     fn try_from(text: String) -> Result<Self, String> {
         match text.split_once("://") {
             None if text == "memory" => Ok(Self::Memory),
             Some(("memory", "")) => Ok(Self::Memory),
-            Some((scheme, _)) => {
-                Err(format!("bus `{scheme}://…` is not built into this version; only `memory` is"))
-            }
-            None => Err("bus: expected `memory`; no other bus is built into this version".to_owned()),
+            Some((scheme, _)) if BUS_SCHEMES.contains(&scheme) && scheme != "memory" => Ok(Self::Broker(text)),
+            Some((scheme, _)) => Err(format!("bus `{scheme}://…` is none of {}", BUS_SCHEMES.join(", "))),
+            None => Err("bus: expected `memory` or an address as redis://127.0.0.1:6379".to_owned()),
         }
     }
 }
 
 impl From<BusUrl> for String {
-    fn from(BusUrl::Memory: BusUrl) -> Self {
-        "memory".to_owned()
+    fn from(url: BusUrl) -> Self {
+        url.shown()
     }
 }
 

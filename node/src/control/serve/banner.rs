@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::shards::host_text;
 use crate::control::VERSION;
 use crate::control::check::{Plan, mib};
+use crate::control::config::BusUrl;
 use crate::io::BoundAddress;
 
 /// The path of the WebSocket endpoint.
@@ -34,7 +35,8 @@ pub(super) fn text(plan: &Plan, addresses: &[BoundAddress], admin: SocketAddr) -
     line("shards", &format!("{} on CPU {cpus}, {connections} connections each", plan.shards));
     let (total, budget) = (plan.memory.total_bytes(), plan.memory.budget_bytes);
     line("memory", &format!("{} at worst, of a budget of {}", mib(total), mib(budget)));
-    line("bus", "memory: this node alone");
+    let bus = &plan.resolved.config.node.bus.url;
+    line("bus", &if *bus == BusUrl::Memory { "memory: this node alone".to_owned() } else { bus.shown() });
     for warning in plan.warnings() {
         line("WARNING", &warning);
     }

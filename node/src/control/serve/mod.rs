@@ -116,7 +116,8 @@ pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control plane"))?;
-    let ending = runtime.block_on(node(&plan))?;
+    // The broker's client stays on this thread, and so do its tasks.
+    let ending = tokio::task::LocalSet::new().block_on(&runtime, node(&plan))?;
     // Connections to the admin port are cut here; nobody is served by them any more.
     drop(runtime);
     Ok(match ending {
@@ -154,7 +155,7 @@ async fn node(plan: &Plan) -> Result<Ending, ServeError> {
     let state = Arc::new(NodeState::new(node_name(plan), shards::uid()?));
     let admin_config = plan.resolved.config.node.admin.clone();
     let (admin_listener, admin_address) = bind_admin(admin_config.listen.0)?;
-    let mut shards = Shards::start(plan, &state)?;
+    let mut shards = Shards::start(plan, &state, plan.backend.clone())?;
     shards::leave_cores_to_shards(plan);
 
     let router = Router::new(shards.senders());

@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ringmain_bus::hub::HubFigures;
 use ringmain_proto::time::Now;
 use tokio::sync::mpsc;
 
 use super::assets::assets;
 use super::{NodeState, ServeError, system};
 use crate::control::VERSION;
+use crate::control::bus::{Backend, BusLink};
 use crate::control::check::Plan;
 use crate::control::router::{self, Answers, SendToShard};
 use crate::core::api::{ControlAnswer, ControlCommand};
@@ -33,7 +36,11 @@ pub(super) struct Shards {
 
 impl Shards {
     /// Binds every address and starts every shard; on the first failure all are gone again.
-    pub(super) fn start(plan: &Plan, state: &NodeState) -> Result<Self, ServeError> {
+    pub(super) fn start(
+        plan: &Plan,
+        state: &Arc<NodeState>,
+        backend: Option<Backend>,
+    ) -> Result<Self, ServeError> {
         let config = Arc::new(plan.resolved.config.core.clone());
         let server = &plan.resolved.config.node.server;
         let specs: Vec<_> = server.listen.iter().map(|listen| listen.address.clone()).collect();
@@ -46,16 +53,23 @@ impl Shards {
         let (answers, answered) = router::answers();
         let mut shards =
             Self { handles: Vec::new(), events, answers: Some(answered), addresses, config: config.clone() };
-        for shard in 0..plan.shards {
+        let origin = mesh.origin();
+        let mut ports = match backend {
+            Some(backend) => start_bus(plan, state, backend, &mesh).into_iter().map(Some).collect(),
+            None => Vec::new(),
+        };
+        ports.resize_with(usize::from(plan.shards), || None);
+        for (shard, port) in (0..plan.shards).zip(ports) {
             let parts = parts(listeners.take(shard), &mesh, &answers, &tell);
             let options = core_options(plan, &config, state, shard)?;
-            let origin = mesh.origin();
+            let incarnation = random()?;
             let make = move || {
-                let unix =
-                    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-                let mono_ms = origin.elapsed().as_millis() as u64 + 1;
-                let now = Now { mono_ms, unix_ms: unix.as_millis() as u64 };
-                Core::new(options, now).expect("the plan has tried the same keys")
+                let core = Core::new(options, now(origin));
+                let mut core = core.expect("the plan has tried the same keys");
+                if let Some(port) = port {
+                    core.use_bus(Box::new(port), incarnation);
+                }
+                core
             };
             shards.handles.push(spawn_shard(shard_options(plan, shard), parts, make)?);
         }
@@ -170,6 +184,27 @@ fn socket_options(plan: &Plan) -> SocketOptions {
         user_timeout_ms: server.tcp_user_timeout_ms,
         backlog: server.backlog,
     }
+}
+
+/// The time as the shards count it.
+fn now(origin: Instant) -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono_ms: origin.elapsed().as_millis() as u64 + 1, unix_ms: unix.as_millis() as u64 }
+}
+
+/// Connects to the broker in the background; the node is not ready before that is done.
+fn start_bus(
+    plan: &Plan,
+    state: &Arc<NodeState>,
+    backend: Backend,
+    mesh: &Mesh<MeshBatch>,
+) -> Vec<ringmain_bus::link::Port> {
+    let wakers = (0..plan.shards).map(|shard| mesh.waker(shard));
+    let (ports, _own, driver) = BusLink::new(wakers).split();
+    let origin = mesh.origin();
+    state.set_bus(ringmain_bus::Health::Down, HubFigures::default());
+    driver.start(backend, state.clone(), move || now(origin));
+    ports
 }
 
 fn shard_options(plan: &Plan, shard: ShardIndex) -> ShardOptions {

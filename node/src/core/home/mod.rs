@@ -14,6 +14,7 @@
 
 mod history;
 mod joins;
+mod late;
 mod news;
 mod publish;
 mod relay;

@@ -52,7 +52,7 @@ impl Core {
         let token = self.waiters.token();
         let id = match key {
             Some(key) => PublicationId::Key(key),
-            None => PublicationId::Node { incarnation: self.started_unix_ms, sequence: token.0 },
+            None => PublicationId::Node { incarnation: self.waiters.incarnation, sequence: token.0 },
         };
         let Self { bus, channels, .. } = self;
         let target = bus_channel(channels, index);

@@ -30,7 +30,7 @@ impl Core {
             Err(reason) => return self.refuse(from, request, no_channel(reason), now),
         };
         if self.channels.get(index).opened {
-            return self.subscribe_opened(index, from, request, now);
+            return self.subscribe_opened(index, from, request, 0, now);
         }
         if let Some(waiting) = self.waiters.opening.get_mut(&index) {
             return waiting.push((from, request));
@@ -40,7 +40,7 @@ impl Core {
         match bus.open(now, token, bus_channel(channels, index)) {
             Outcome::Done(Ok(position)) => {
                 self.interest_confirmed(index, position);
-                self.subscribe_opened(index, from, request, now);
+                self.subscribe_opened(index, from, request, 0, now);
             }
             Outcome::Done(Err(error)) => self.refuse_opened(index, from, request, bus_error(error), now),
             Outcome::Pending => {
@@ -68,7 +68,7 @@ impl Core {
             Ok(position) => {
                 self.interest_confirmed(index, position);
                 for (from, request) in waiting {
-                    self.subscribe_opened(index, from, request, now);
+                    self.subscribe_opened(index, from, request, 0, now);
                 }
             }
             Err(error) => {
@@ -93,7 +93,7 @@ impl Core {
     }
 
     /// The same where interest was confirmed: it ends if nobody else has it.
-    fn refuse_opened(
+    pub(super) fn refuse_opened(
         &mut self,
         index: u32,
         from: ShardIndex,
@@ -105,7 +105,15 @@ impl Core {
         self.close_if_unused(index, now);
     }
 
-    fn subscribe_opened(&mut self, index: u32, from: ShardIndex, request: Box<SubscribeAtHome>, now: Now) {
+    /// Interest is confirmed: recovers what was asked for, and answers. `reads`: how often that was tried before.
+    pub(super) fn subscribe_opened(
+        &mut self,
+        index: u32,
+        from: ShardIndex,
+        request: Box<SubscribeAtHome>,
+        reads: u8,
+        now: Now,
+    ) {
         let Some(recover) = &request.recover else {
             return self.complete_subscribe(index, from, request, Vec::new(), false, now);
         };
@@ -122,9 +130,7 @@ impl Core {
         let target = bus_channel(channels, index);
         match bus.read(now, token, target, &query, &mut |publication| read.push(publication)) {
             Outcome::Done(result) => self.recovered(index, from, request, result, read, now),
-            Outcome::Pending => {
-                self.waiters.waiting.insert(token.0, Waiter::Subscribe(index, from, request));
-            }
+            Outcome::Pending => self.await_recovery(token.0, index, from, request, reads),
         }
     }
 
@@ -152,7 +158,8 @@ impl Core {
                 let kept_none = read.count == 0;
                 (if newest && !has_it { read.records } else { Vec::new() }, newest || kept_none && has_it)
             }
-            Ok(page) => match judge(claim, &page) {
+            // Of another epoch, and answered: that epoch is one which the channel's came from, up to there.
+            Ok(page) => match judge(Since { epoch: None, ..claim }, &page) {
                 Judgement::Recoverable { .. } if !page.more && !self.never_fits(from, &read.records) => {
                     (read.records, true)
                 }
@@ -254,7 +261,7 @@ impl Core {
             return;
         }
         let channel = self.channels.get_mut(index);
-        if channel.is_unused() && !self.waiters.opening.contains_key(&index) {
+        if channel.is_unused() && !self.waiters.hold(index) {
             if channel.opened {
                 channel.opened = false;
                 self.release(index);
@@ -267,7 +274,7 @@ impl Core {
     /// Forgets a channel that neither this shard nor the bus needs.
     pub(crate) fn drop_channel_if_unused(&mut self, index: u32, now: Now) {
         let Some(channel) = self.channels.try_get(index) else { return };
-        let held = channel.opened || self.waiters.opening.contains_key(&index);
+        let held = channel.opened || self.waiters.hold(index);
         if channel.is_unused()
             && !held
             && (channel.home != self.shard || self.bus.is_idle(now, ChannelId(index)))

@@ -8,12 +8,13 @@
 
 use std::collections::HashMap;
 
-use ringmain_bus::{Accepted, BusError, Event, Page, Position, PublishError, Token};
+use ringmain_bus::{Accepted, Bus, BusError, Event, Health, Page, Position, PublishError, Token};
 use ringmain_proto::message::Publication;
 use ringmain_proto::time::Now;
 
 use super::history::history_answer;
-use super::{PageRead, Publisher, bus_error, publish_error};
+use super::late::{Late, Recovery};
+use super::{Publisher, bus_error, publish_error};
 use crate::core::engine::ShardIndex;
 use crate::core::mesh::{Origin, SubscribeAtHome};
 use crate::core::metrics::Metric;
@@ -23,16 +24,20 @@ use crate::core::shard::Core;
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     next: u64,
+    /// Names this start of this shard in the ids of its publications; 0 where no broker sees them.
+    pub(super) incarnation: u64,
     pub(super) waiting: HashMap<u64, Waiter>,
     /// Subscriptions of channels for which the bus has not confirmed interest yet.
     pub(super) opening: HashMap<u32, Vec<(ShardIndex, Box<SubscribeAtHome>)>>,
+    /// Channels for which a recovery waits for its page.
+    pub(super) late: HashMap<u32, Late>,
 }
 
 #[derive(Debug)]
 pub(super) enum Waiter {
     Open(u32),
     Publish(ShardIndex, Publisher),
-    Subscribe(u32, ShardIndex, Box<SubscribeAtHome>),
+    Subscribe(Recovery),
     Query(ShardIndex, Origin),
     Replay(ShardIndex, Origin, u64),
     Call(u64),
@@ -43,9 +48,21 @@ impl Waiters {
         self.next += 1;
         Token(self.next)
     }
+
+    /// Whether something waits that names a channel by its index.
+    pub(super) fn hold(&self, index: u32) -> bool {
+        self.opening.contains_key(&index) || self.late.contains_key(&index)
+    }
 }
 
 impl Core {
+    /// Puts the port of a broker in the place of the embedded bus; before the first connection. `incarnation` is
+    /// never the same for two shards or two starts.
+    pub fn use_bus(&mut self, bus: Box<dyn Bus + std::marker::Send>, incarnation: u64) {
+        self.bus = bus;
+        self.waiters.incarnation = incarnation;
+    }
+
     /// Lets the bus do what is due, and takes what it has to say.
     pub(crate) fn poll_bus(&mut self, now: Now) {
         let mut events = Vec::new();
@@ -79,9 +96,14 @@ impl Core {
                 {
                     self.metrics.add(Metric::Publications, 1);
                     self.deliver(channel, epoch, &publication, now);
+                    self.arrived_late(channel, &record, now);
                 }
             }
-            OwnedEvent::Moved { channel, position } => self.position_lost(channel, position),
+            OwnedEvent::Moved { channel, position } => {
+                self.position_lost(channel, position);
+                self.recoveries_jumped(channel, now);
+            }
+            OwnedEvent::Down => self.refuse_recoveries(now),
             OwnedEvent::Idle { channel } => self.drop_channel_if_unused(channel, now),
             OwnedEvent::Nothing => {}
         }
@@ -89,14 +111,7 @@ impl Core {
 
     fn late_read(&mut self, token: u64, result: Result<Page, BusError>, records: Vec<u8>, now: Now) {
         match self.waiters.waiting.remove(&token) {
-            Some(Waiter::Subscribe(index, from, request)) => {
-                let mut read = PageRead { records, ..PageRead::default() };
-                for publication in ringmain_proto::record::records(&read.records) {
-                    read.count += 1;
-                    read.last = publication.offset;
-                }
-                self.recovered(index, from, request, result, read, now);
-            }
+            Some(Waiter::Subscribe(recovery)) => self.recovery_read(recovery, result, records, now),
             Some(Waiter::Query(from, origin)) => {
                 let result = history_answer(result, records);
                 self.give_answer(from, origin, result, now);
@@ -120,6 +135,7 @@ enum OwnedEvent {
     Arrival { channel: u32, epoch: u64, record: Vec<u8> },
     Moved { channel: u32, position: Position },
     Idle { channel: u32 },
+    Down,
     Nothing,
 }
 
@@ -144,7 +160,8 @@ impl From<Event<'_>> for OwnedEvent {
             Event::Gap { channel, resumed } => Self::Moved { channel: channel.0, position: resumed },
             Event::EpochChanged { channel, position } => Self::Moved { channel: channel.0, position },
             Event::Idle { channel } => Self::Idle { channel: channel.0 },
-            Event::Health(_) => Self::Nothing,
+            Event::Health(Health::Down) => Self::Down,
+            Event::Health(Health::Up) => Self::Nothing,
         }
     }
 }
