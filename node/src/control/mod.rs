@@ -6,6 +6,7 @@
 //! logs; it asks shards by [`crate::core::api`] and they answer.
 
 pub mod admin;
+pub mod bus;
 pub mod check;
 pub mod cli;
 pub mod cluster;
