@@ -24,7 +24,7 @@ use toml::{Table, Value};
 
 pub use error::{ConfigError, Origin};
 pub use sections::{
-    AdminConfig, BusConfig, BusUrl, LogConfig, LogFormat, LogLevel, NodeConfig, ServerConfig,
+    AdminConfig, BusConfig, BusUrl, ClusterConfig, LogConfig, LogFormat, LogLevel, NodeConfig, ServerConfig,
 };
 pub use settings::Setting;
 

@@ -170,6 +170,7 @@ fn secrets(resolved: &Resolved) -> impl Iterator<Item = (&'static str, &Secret)>
         ("admin.api_key", resolved.config.node.admin.api_key.as_ref()),
         ("token.hmac_secret", core.token.hmac_secret.as_ref()),
         ("subscription_token.hmac_secret", subscription),
+        ("cluster.ticket_key", resolved.config.node.cluster.ticket_key.as_ref()),
     ];
     all.into_iter().filter_map(|(path, secret)| Some((path, secret?)))
 }

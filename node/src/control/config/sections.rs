@@ -22,6 +22,8 @@ pub struct NodeConfig {
     pub admin: AdminConfig,
     /// What joins several nodes into one system.
     pub bus: BusConfig,
+    /// This node among those that share the bus.
+    pub cluster: ClusterConfig,
     /// Logs, written to standard error.
     pub log: LogConfig,
 }
@@ -160,6 +162,26 @@ pub struct BusConfig {
     pub interest: BusInterest,
     /// What a publish waits for on Redis: the master, or a replica too.
     pub durability: BusDurability,
+}
+
+/// This node among those that share the bus.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Where clients reach this node and no other, as `wss://node-1.example.com/connection/websocket`: what
+    /// `GET /v1/place?user=…` answers for users that belong here. Without it none do.
+    pub address: Option<String>,
+    /// This node's share of users, relative to the others'.
+    #[schemars(range(min = 1, max = 1_000))]
+    pub capacity: u32,
+    /// Signs the tickets of `/v1/place`; the same on every node. Without it nobody is placed.
+    pub ticket_key: Option<Secret>,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self { address: None, capacity: 100, ticket_key: None }
+    }
 }
 
 /// What a node subscribes to.

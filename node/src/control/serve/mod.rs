@@ -20,10 +20,11 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::drain::Ending;
-use self::shards::Shards;
+use self::shards::{OwnPort, Shards};
 use super::admin::{self, Access, AdminOptions};
 use super::check::Plan;
 use super::check::facts::Facts;
+use super::cluster::{self, ClusterOptions};
 use super::cli::say;
 use super::config::Resolved;
 use super::failure::Failure;
@@ -31,6 +32,7 @@ use super::logging;
 use super::router::Router;
 use super::state::{NodeState, Phase};
 use crate::core::engine::ShardIndex;
+use crate::core::metrics::Metric;
 use crate::io::{ListenError, ListenSpec, Listeners, SocketOptions, StartError};
 
 /// Why a node did not start, or did not go on.
@@ -160,6 +162,7 @@ async fn node(plan: &Plan) -> Result<Ending, ServeError> {
 
     let router = Router::new(shards.senders());
     tokio::spawn(router.clone().deliver(shards.take_answers()));
+    join_cluster(plan, &state, &router, &mut shards)?;
     let connections_max = admin_config.connections_max as usize;
     let routes = admin::routes(AdminOptions {
         access: access(&plan.resolved),
@@ -183,7 +186,42 @@ async fn node(plan: &Plan) -> Result<Ending, ServeError> {
     tracing::info!(signal = name, "draining");
     state.enter(Phase::Draining);
     notify(&[sd_notify::NotifyState::Stopping]);
+    if let Some(cluster) = router.cluster() {
+        cluster.leave().await;
+    }
     drain::run(&plan.resolved.config.node.server, &mut shards, &router, &mut signals).await
+}
+
+/// Runs the services between nodes, where there is a bus.
+fn join_cluster(
+    plan: &Plan,
+    state: &Arc<NodeState>,
+    router: &Arc<Router>,
+    shards: &mut Shards,
+) -> Result<(), ServeError> {
+    let Some(OwnPort { port, rung, origin }) = shards.take_own_port() else { return Ok(()) };
+    let config = &plan.resolved.config.node.cluster;
+    let options = ClusterOptions {
+        node: u128::from(shards::random()?) << 64 | u128::from(shards::random()?),
+        // Two nodes of one host differ by where they listen.
+        name: match (&plan.resolved.config.node.server.name, shards.addresses().first()) {
+            (None, Some(listens)) => format!("{}/{listens}", state.name),
+            _ => state.name.clone(),
+        },
+        address: config.address.clone().unwrap_or_default(),
+        capacity: config.capacity,
+        shards: plan.shards,
+        ticket_key: config.ticket_key.clone(),
+    };
+    let (metrics, node) = (shards.metrics(), state.clone());
+    let load = move || {
+        let connections: u64 = metrics.iter().map(|shard| shard.value(Metric::Connections)).sum();
+        (u32::try_from(connections).unwrap_or(u32::MAX), node.not_ready().is_empty())
+    };
+    let (handle, reports, driver) = cluster::driver::new(router.clone(), state.clone(), Box::new(load));
+    router.join_cluster(handle, reports);
+    tokio::task::spawn_local(driver.run(options, Box::new(port), rung, move || shards::now(origin)));
+    Ok(())
 }
 
 fn access(resolved: &Resolved) -> Access {

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ringmain_bus::Health;
 use ringmain_bus::hub::HubFigures;
+use ringmain_bus::link::Port;
 use ringmain_proto::time::Now;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::assets::assets;
 use super::{NodeState, ServeError, system};
@@ -31,7 +33,17 @@ pub(super) struct Shards {
     events: mpsc::Receiver<ShardEvent>,
     answers: Option<mpsc::Receiver<ControlAnswer>>,
     addresses: Vec<BoundAddress>,
+    own_port: Option<OwnPort>,
     config: Arc<CoreConfig>,
+}
+
+/// The control plane's own port of the bus.
+pub(super) struct OwnPort {
+    pub(super) port: Port,
+    /// Notified when the port has something.
+    pub(super) rung: Arc<Notify>,
+    /// From when its time counts.
+    pub(super) origin: Instant,
 }
 
 impl Shards {
@@ -51,15 +63,20 @@ impl Shards {
         // Each shard tells at most twice: drained and stopped.
         let (tell, events) = mpsc::channel(2 * usize::from(plan.shards));
         let (answers, answered) = router::answers();
-        let mut shards =
-            Self { handles: Vec::new(), events, answers: Some(answered), addresses, config: config.clone() };
         let origin = mesh.origin();
-        let mut ports = match backend {
-            Some(backend) => start_bus(plan, state, backend, &mesh).into_iter().map(Some).collect(),
-            None => Vec::new(),
+        let bus = backend.map(|backend| start_bus(plan, state, backend, &mesh));
+        let (ports, own_port) = bus.unzip();
+        let mut shards = Self {
+            handles: Vec::new(),
+            events,
+            answers: Some(answered),
+            addresses,
+            own_port,
+            config: config.clone(),
         };
-        ports.resize_with(usize::from(plan.shards), || None);
-        for (shard, port) in (0..plan.shards).zip(ports) {
+        let mut ports = ports.into_iter().flatten();
+        for shard in 0..plan.shards {
+            let port = ports.next();
             let parts = parts(listeners.take(shard), &mesh, &answers, &tell);
             let options = core_options(plan, &config, state, shard)?;
             let incarnation = random()?;
@@ -98,6 +115,11 @@ impl Shards {
     /// Where the shards' answers arrive. Once.
     pub(super) fn take_answers(&mut self) -> mpsc::Receiver<ControlAnswer> {
         self.answers.take().expect("taken once, by the router")
+    }
+
+    /// The control plane's own port of the bus, where there is one. Once.
+    pub(super) fn take_own_port(&mut self) -> Option<OwnPort> {
+        self.own_port.take()
     }
 
     /// The figures that the shards publish.
@@ -187,7 +209,7 @@ fn socket_options(plan: &Plan) -> SocketOptions {
 }
 
 /// The time as the shards count it.
-fn now(origin: Instant) -> Now {
+pub(super) fn now(origin: Instant) -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { mono_ms: origin.elapsed().as_millis() as u64 + 1, unix_ms: unix.as_millis() as u64 }
 }
@@ -198,13 +220,13 @@ fn start_bus(
     state: &Arc<NodeState>,
     backend: Backend,
     mesh: &Mesh<MeshBatch>,
-) -> Vec<ringmain_bus::link::Port> {
+) -> (Vec<Port>, OwnPort) {
     let wakers = (0..plan.shards).map(|shard| mesh.waker(shard));
-    let (ports, _own, driver) = BusLink::new(wakers).split();
+    let (ports, (port, rung), driver) = BusLink::new(wakers).split();
     let origin = mesh.origin();
-    state.set_bus(ringmain_bus::Health::Down, HubFigures::default());
+    state.set_bus(Health::Down, HubFigures::default());
     driver.start(backend, state.clone(), move || now(origin));
-    ports
+    (ports, OwnPort { port, rung, origin })
 }
 
 fn shard_options(plan: &Plan, shard: ShardIndex) -> ShardOptions {
@@ -238,7 +260,7 @@ fn core_options(
     })
 }
 
-fn random() -> Result<u64, ServeError> {
+pub(super) fn random() -> Result<u64, ServeError> {
     getrandom::u64().map_err(|error| system("read random bytes")(error.into()))
 }
 
