@@ -1,6 +1,7 @@
 //! Real NATS servers with JetStream on loopback, one or a cluster of three, and what can be done to them.
 #![allow(dead_code, reason = "each test uses its part of it")]
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -60,6 +61,8 @@ pub(crate) struct Nats {
     directory: tempfile::TempDir,
     version: Version,
     servers: Vec<Server>,
+    /// Of no other test: a port that was free may be another's by now.
+    name: String,
     /// Ports of the routes of a cluster.
     routes: Vec<u16>,
     /// Where each server listens now; a node names it by its number.
@@ -92,6 +95,7 @@ impl Nats {
         let servers: Vec<Server> = (0..count).map(server).collect();
         let names = (0..count).map(|n| (format!("n{n}"), 4222)).collect();
         let mut nats = Nats {
+            name: directory.path().file_name().unwrap().to_string_lossy().into_owned(),
             routes: process::free_ports(count),
             ports: Arc::new(Mutex::new(vec![0; count])),
             options: NatsOptions { servers: names, ..options },
@@ -116,7 +120,11 @@ impl Nats {
             }
             let log = self.servers[failed[0]].log();
             assert!(attempt < ATTEMPTS_MAX, "NATS does not start:\n{}", process::tail(&log));
-            failed.iter().for_each(|n| self.servers[*n].process = None);
+            for n in failed {
+                self.servers[n].process = None;
+                // The others learn it when it joins them.
+                self.routes[n] = process::free_ports(1)[0];
+            }
         }
     }
 
@@ -126,7 +134,8 @@ impl Nats {
         let cluster = match self.servers.len() {
             1 => String::new(),
             _ => format!(
-                "cluster {{ name: c, listen: \"127.0.0.1:{}\", routes: [ {} ] }}\n",
+                "cluster {{ name: \"{}\", listen: \"127.0.0.1:{}\", routes: [ {} ] }}\n",
+                self.name,
                 self.routes[n],
                 routes.join(", ")
             ),
@@ -136,8 +145,9 @@ impl Nats {
         self.ports.lock().unwrap()[n] = server.port;
         std::fs::create_dir_all(&server.directory).unwrap();
         let configuration = format!(
-            "server_name: n{n}\nlisten: \"127.0.0.1:{}\"\n\
+            "server_name: {}-{n}\nlisten: \"127.0.0.1:{}\"\n\
              jetstream {{ store_dir: \"{}\", max_mem: 64M, max_file: 1G }}\n{cluster}{}\n",
+            self.name,
             server.port,
             server.data().display(),
             self.extra,
@@ -154,10 +164,15 @@ impl Nats {
         let server = &mut self.servers[n];
         let ends = Instant::now() + START_MAX;
         loop {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).is_ok() {
+            let said = said_first(server.port);
+            if said.contains(&format!("\"server_name\":\"{}-{n}\"", self.name)) {
                 return true;
             }
             if server.process.as_ref().is_none_or(|process| has_ended(process.pid())) {
+                return false;
+            }
+            // Another listens there.
+            if said.starts_with("INFO") {
                 return false;
             }
             assert!(Instant::now() < ends, "NATS did not start:\n{}", process::tail(&server.log()));
@@ -199,6 +214,27 @@ impl Nats {
         self.directory.path().join(format!("snapshot-{n}"))
     }
 
+    /// The server that leads the nodes' first stream, once there is one.
+    pub(crate) fn leader(&self) -> usize {
+        let ports = self.ports.lock().unwrap().clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let led_by = async || {
+            let client = async_nats::connect(format!("127.0.0.1:{}", ports[0])).await.ok()?;
+            let subject = format!("$JS.API.STREAM.INFO.{}_0", self.options.prefix);
+            let answer = client.request(subject, "".into()).await.ok()?;
+            let info: serde_json::Value = serde_json::from_slice(&answer.payload).ok()?;
+            info["cluster"]["leader"].as_str()?.rsplit('-').next()?.parse::<usize>().ok()
+        };
+        let ends = Instant::now() + START_MAX;
+        loop {
+            if let Some(leader) = runtime.block_on(led_by()) {
+                return leader;
+            }
+            assert!(Instant::now() < ends, "the stream has no leader");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// How a node uses them.
     pub(crate) fn options(&self, proxies: &Arc<Proxies>) -> NatsOptions {
         let (ports, proxies) = (self.ports.clone(), proxies.clone());
@@ -211,6 +247,16 @@ impl Nats {
     }
 }
 
+/// The first line that a server says to whoever connects; empty if there is none.
+fn said_first(port: u16) -> String {
+    let mut line = String::new();
+    if let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+        let _ = BufReader::new(stream).read_line(&mut line);
+    }
+    line
+}
+
 /// Whether a child of ours has ended: it is a zombie until it is waited for.
 fn has_ended(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -221,6 +267,16 @@ fn copy(from: &Path, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
     let status = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
     assert!(status.success(), "cannot copy {}", from.display());
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for server in &self.servers {
+                eprintln!("{}:\n{}", server.log().display(), process::tail(&server.log()));
+            }
+        }
+    }
 }
 
 impl Broker for Nats {
