@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::cluster::driver::{Handle, Reports};
 use crate::core::api::{Answer, Call, ControlAnswer, ControlCommand, REPORT_TOKEN, home_of};
+use crate::core::cluster::Report;
 use crate::core::engine::ShardIndex;
 
 /// Calls under way at the most.
@@ -128,10 +129,17 @@ impl Router {
         }
     }
 
+    /// Hands a shard's report over.
+    pub(super) fn settle_report(&self, shard: ShardIndex, report: Arc<Report>) {
+        if let Some((_, reports)) = self.cluster.get() {
+            reports.put(shard, report);
+        }
+    }
+
     fn settle(&self, answer: ControlAnswer) {
         if answer.token == REPORT_TOKEN {
-            if let (Ok(Answer::Report(report)), Some((_, reports))) = (answer.result, self.cluster.get()) {
-                reports.put(answer.shard, report);
+            if let Ok(Answer::Report(report)) = answer.result {
+                self.settle_report(answer.shard, report);
             }
             return;
         }

@@ -209,7 +209,10 @@ impl Node {
                     let command = ControlCommand { token: REPORT_TOKEN, call: Call::Cluster(call) };
                     self.world.cores[usize::from(shard)].control(command, now);
                 }
-                Effect::Command(call) => self.each(&call, now),
+                Effect::Command(shard, call) => {
+                    let command = ControlCommand { token: REPORT_TOKEN, call };
+                    self.world.cores[usize::from(shard)].control(command, now);
+                }
                 Effect::Told { ticket, result } => {
                     self.told.insert(ticket, result);
                 }
@@ -411,6 +414,46 @@ fn a_command_about_anonymous_connections_reaches_all() {
     nodes.command(0, &disconnect(""));
     nodes.pass(200);
     assert!(!nodes.is_open(1, anonymous) && nodes.is_open(1, known));
+}
+
+#[test]
+fn a_publication_without_history_is_delivered_on_every_node_once() {
+    let mut nodes = Nodes::new(3, 26);
+    let clients: Vec<usize> = (0..3).map(|node| nodes.subscribed(node, "7")).collect();
+    nodes.pass(200);
+    let call = Call::Publish {
+        channel: CHANNEL.into(),
+        data: br#"{"n":1}"#.as_slice().into(),
+        tags: Vec::new(),
+        skip_history: true,
+        idempotency_key: None,
+    };
+    let home = usize::from(ringmain::core::api::home_of(CHANNEL, 2));
+    let (now, ticket) = (nodes.now, 900);
+    nodes.nodes[0].world.cores[home].control(ControlCommand { token: REPORT_TOKEN, call: call.clone() }, now);
+    nodes.nodes[0].cluster.command(now, ticket, &call);
+    nodes.pass(200);
+    assert_eq!(nodes.nodes[0].told.get(&ticket), Some(&Ok(())));
+    for (node, client) in clients.into_iter().enumerate() {
+        let values = nodes.nodes[node].world.take_json(client);
+        let data: Vec<&Value> = values.iter().map(|value| &value["push"]["pub"]["data"]).collect();
+        assert_eq!(data.iter().filter(|data| ***data == json!({"n": 1})).count(), 1, "{values:?}");
+    }
+}
+
+#[test]
+fn a_node_that_begins_carries_out_nothing_that_was_meant_before() {
+    let mut nodes = Nodes::new(2, 27);
+    nodes.command(0, &disconnect(""));
+    nodes.pass(1_000);
+    // The process of node 1 starts anew, and somebody connects before it has heard of the others.
+    let (options, now) = (ClusterOptions { node: 77, ..options(1) }, nodes.now);
+    nodes.nodes[1].cluster = Cluster::new(options, now);
+    let (anonymous, _) = nodes.nodes[1].world.connected(0, "{}");
+    nodes.broker.cut(nodes.now.mono_ms, 1);
+    nodes.pass(5_000);
+    assert!(nodes.is_open(1, anonymous));
+    assert_eq!(nodes.nodes[1].cluster.figures().commands, 0);
 }
 
 #[test]

@@ -181,7 +181,14 @@ impl Methods {
     }
 
     async fn publish_to(&self, channel: &str, publication: &Publication) -> MethodResult {
-        match self.router.home(channel, publication.call(channel)).await? {
+        let answer = self.router.home(channel, publication.call(channel)).await?;
+        // What has no place in history does not go over the bus as others do.
+        if publication.skip_history
+            && let Some(cluster) = self.router.cluster()
+        {
+            cluster.command(publication.call(channel)).await?;
+        }
+        match answer {
             Answer::Published { offset, epoch } => encode(&results::Published { offset, epoch }),
             other => Err(unexpected(&other)),
         }

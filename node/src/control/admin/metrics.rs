@@ -20,6 +20,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::control::VERSION;
+use crate::control::cluster::Figures;
 use crate::control::router::Router;
 use crate::control::state::NodeState;
 use crate::core::metrics::{Kind, METRICS, MetricInfo};
@@ -61,6 +62,7 @@ impl Metrics {
             refused.clone(),
         );
         registry.register_collector(Box::new(ShardFigures(shards)));
+        registry.register_collector(Box::new(ClusterFigures(router.clone())));
         registry.register_collector(Box::new(ProcessFigures { node, router }));
         Self { registry, calls, errors, refused }
     }
@@ -170,6 +172,38 @@ impl ShardFigures {
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The figures of the cluster's services, where the node is part of one.
+struct ClusterFigures(Arc<Router>);
+
+impl fmt::Debug for ClusterFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterFigures")
+    }
+}
+
+impl Collector for ClusterFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(cluster) = self.0.cluster() else { return Ok(()) };
+        let figures = cluster.figures();
+        let peers = ConstGauge::new(signed(figures.peers));
+        let help = "Other nodes that live";
+        peers.encode(encoder.encode_descriptor("cluster_peers", help, None, MetricType::Gauge)?)?;
+        for family in Figures::COUNTERS.chunk_by(|one, next| one.0 == next.0) {
+            let (name, _, help, value) = family[0];
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            if let [(_, "", ..)] = family {
+                ConstCounter::new(value(&figures)).encode(encoder)?;
+                continue;
+            }
+            for (_, reason, _, value) in family {
+                let labels = [("reason", *reason)];
+                ConstCounter::new(value(&figures)).encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The figures of the process.

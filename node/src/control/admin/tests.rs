@@ -558,3 +558,15 @@ async fn metrics_count_calls_errors_and_refusals() {
     }
     assert!(!text.contains(KEY));
 }
+
+#[tokio::test]
+async fn a_node_on_its_own_places_nobody_and_only_an_application_may_ask() {
+    let port = port(|_, _| done());
+    let ask = async |path: &str, key: &str| {
+        let request = Request::get(path).header("x-api-key", key).body(Body::empty()).expect("a request");
+        port.send(request).await.0
+    };
+    assert_eq!(ask("/v1/place?user=7", "wrong").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(ask("/v1/place?user=7", KEY).await, StatusCode::NOT_FOUND);
+    assert_eq!(ask("/v1/place", KEY).await, StatusCode::BAD_REQUEST);
+}

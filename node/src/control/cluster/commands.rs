@@ -3,8 +3,8 @@
 //! Owns the slots that this node is subscribed to, the commands that it gave and may give again, and the memory of
 //! those that it has carried out. It must not know connections: shards do.
 //!
-//! A command goes to `node:slot:{slot}` of its user, one about anonymous connections to `node:all`. It counts as
-//! given when the bus has confirmed it. Every node carries it out once: by its number. Where a node may have missed
+//! A command goes to `node:slot:{slot}` of its user, one about anonymous connections to `node:all`; so does a
+//! publication without history, which is nothing but a command to deliver it. It counts as given when the bus has confirmed it. Every node carries it out once: by its number. Where a node may have missed
 //! some (a gap, a slot that it has just begun to hold, a pause) it asks for them again: every node keeps its own
 //! for [`KEPT_MS`].
 //!
@@ -366,12 +366,24 @@ impl Cluster {
         }
         let given_ms = now.mono_ms.saturating_sub(command.age_ms) + HOLD_MARGIN_MS;
         let user = &command.selector.user;
-        let meant = user.is_empty()
-            || self.commands.slots.get(&slot_of(user)).is_some_and(|held| given_ms >= held.since_ms);
-        if meant {
-            self.figures.commands += 1;
-            self.effects.push(Effect::Command(from_wire(command)));
+        // Who connected to this node did so after it began.
+        let since_ms = match user.is_empty() {
+            true => Some(self.begun_ms),
+            false => self.commands.slots.get(&slot_of(user)).map(|held| held.since_ms),
+        };
+        if since_ms.is_none_or(|since_ms| given_ms < since_ms) {
+            return;
         }
+        self.figures.commands += 1;
+        let call = from_wire(command);
+        let shards = match &call {
+            api::Call::Publish { channel, .. } => {
+                let home = api::home_of(channel, self.options.shards);
+                home..home + 1
+            }
+            _ => 0..self.options.shards,
+        };
+        self.effects.extend(shards.map(|shard| Effect::Command(shard, call.clone())));
     }
 }
 
@@ -399,6 +411,13 @@ fn to_wire(call: &api::Call) -> Option<(Selector, Action)> {
         }
         api::Call::Refresh { selector, expired, expire_at } => {
             (selector, Action::Refresh { expired: *expired, expire_at: *expire_at })
+        }
+        api::Call::Publish { channel, data, tags, skip_history: true, .. } => {
+            // Who listens to a user's own channel is that user, as far as can be known here.
+            let user = channel.strip_prefix("user:").unwrap_or_default().to_owned();
+            let selector = Selector { user, client: None, whitelist: Vec::new() };
+            let (channel, data, tags) = (channel.to_string(), data.to_vec(), tags.clone());
+            return Some((selector, Action::Deliver { channel, data, tags }));
         }
         _ => return None,
     };
@@ -429,6 +448,13 @@ fn from_wire(command: Command) -> api::Call {
             api::Call::Disconnect { selector, code, reason: reason.into() }
         }
         Action::Refresh { expired, expire_at } => api::Call::Refresh { selector, expired, expire_at },
+        Action::Deliver { channel, data, tags } => api::Call::Publish {
+            channel: channel.into(),
+            data: data.into(),
+            tags,
+            skip_history: true,
+            idempotency_key: None,
+        },
     }
 }
 
@@ -477,6 +503,13 @@ mod tests {
             api::Call::Unsubscribe { selector: selector.clone(), channel: "a".into() },
             api::Call::Disconnect { selector: selector.clone(), code: 3000, reason: "r".into() },
             api::Call::Refresh { selector, expired: true, expire_at: None },
+            api::Call::Publish {
+                channel: "user:7".into(),
+                data: b"{}".as_slice().into(),
+                tags: vec![("k".into(), "v".into())],
+                skip_history: true,
+                idempotency_key: None,
+            },
         ];
         for call in calls {
             let (selector, action) = to_wire(&call).expect("it is about users");

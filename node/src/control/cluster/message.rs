@@ -171,6 +171,15 @@ pub enum Action {
         /// Seconds since 1970.
         expire_at: Option<u64>,
     },
+    /// Deliver what leaves no trace in history, and so does not go the way of other publications.
+    Deliver {
+        /// To whom listens to it.
+        channel: String,
+        /// JSON.
+        data: Vec<u8>,
+        /// Tags of the publication.
+        tags: Vec<(String, String)>,
+    },
 }
 
 /// See [`crate::core::api::SubscribeOptions`].
@@ -362,6 +371,11 @@ mod tests {
             command(Action::Subscribe { channel: "c".into(), options: Box::default() }),
             command(Action::Unsubscribe { channel: String::new() }),
             command(Action::Refresh { expired: false, expire_at: Some(5) }),
+            command(Action::Deliver {
+                channel: "c".into(),
+                data: b"{}".to_vec(),
+                tags: vec![("k".into(), "v".into())],
+            }),
             Body::Again(Again { slots: vec![1, 4095] }),
             Body::Ask(Ask { id: 1, question: Question::Channels { pattern: "*".into() } }),
             Body::Answer(Answer { id: 1, last: true, part: AnswerPart::Channels(vec![("c".into(), 1)]) }),
@@ -399,6 +413,23 @@ mod tests {
         // A length that promises more than there is takes no memory.
         let want = [&[VERSION, 3, 7, 9][..], &[253, 0, 0, 0, 0, 0, 0, 0, 128]].concat();
         assert_eq!(decode(&want), Err(DecodeError::Malformed));
+    }
+
+    /// Whatever one byte becomes, something is read or nothing: never a panic, never much memory.
+    #[test]
+    fn damaged_messages_are_read_as_something_or_nothing() {
+        for body in samples() {
+            let bytes = encode(SENDER, &body).expect("it is short");
+            for at in 0..bytes.len() {
+                for byte in [0, 1, 127, 128, 250, 251, 252, 253, 254, 255] {
+                    let mut damaged = bytes.clone();
+                    damaged[at] = byte;
+                    if let Ok(read) = decode(&damaged) {
+                        assert!(encode(read.sender, &read.body).is_some());
+                    }
+                }
+            }
+        }
     }
 
     #[test]

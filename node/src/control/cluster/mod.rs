@@ -76,8 +76,8 @@ pub struct ClusterOptions {
 pub enum Effect {
     /// Tell a shard. If it cannot take it, now or later and in this order: [`Cluster::shard_overrun`].
     Shard(ShardIndex, ClusterCall),
-    /// Have every shard carry out a command about users.
-    Command(api::Call),
+    /// Have a shard carry out a command of another node. Nobody waits for the answer.
+    Command(ShardIndex, api::Call),
     /// [`Cluster::command`] has come to an end.
     Told {
         /// The caller's.
@@ -162,6 +162,47 @@ pub struct Figures {
     pub overruns: u64,
 }
 
+/// Family without prefix, reason or nothing, help, and where the value is.
+pub type FigureInfo = (&'static str, &'static str, &'static str, fn(&Figures) -> u64);
+
+const DROPPED: &str = "Messages between nodes that were dropped or not sent, by reason";
+const COMMANDS: &str = "Commands of other nodes about users here";
+
+impl Figures {
+    /// How the counters are rendered; members of a family stand together. The number of peers is a gauge.
+    pub const COUNTERS: &[FigureInfo] = &[
+        ("cluster_messages_dropped", "unknown_version", DROPPED, |figures| figures.unknown_version),
+        ("cluster_messages_dropped", "unknown_kind", DROPPED, |figures| figures.unknown_kind),
+        ("cluster_messages_dropped", "malformed", DROPPED, |figures| figures.malformed),
+        ("cluster_messages_dropped", "stranger", DROPPED, |figures| figures.strangers),
+        ("cluster_messages_dropped", "too_many_nodes", DROPPED, |figures| figures.too_many),
+        ("cluster_messages_dropped", "unsent", DROPPED, |figures| figures.unsent),
+        ("cluster_messages_longer", "", "Messages of nodes of a later release, read in part", |figures| {
+            figures.longer
+        }),
+        ("cluster_doubts", "", "How often other nodes were asked for their members anew", |figures| {
+            figures.doubts
+        }),
+        (
+            "cluster_pauses",
+            "",
+            "How often this node stood still for so long that others gave it up",
+            |figures| figures.pauses,
+        ),
+        ("cluster_commands", "done", COMMANDS, |figures| figures.commands),
+        ("cluster_commands", "repeated", COMMANDS, |figures| figures.commands_repeated),
+        ("cluster_surveys_partial", "", "Questions to every node that not all answered in time", |figures| {
+            figures.surveys_partial
+        }),
+        (
+            "cluster_shard_overruns",
+            "",
+            "How often a shard was told everything of the cluster anew",
+            |figures| figures.overruns,
+        ),
+    ];
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     /// Of its reports.
@@ -188,6 +229,7 @@ pub struct Cluster {
     load: u32,
     accepting: bool,
     heartbeat_ms: u64,
+    begun_ms: u64,
     polled: Now,
     left: bool,
 }
@@ -212,6 +254,7 @@ impl Cluster {
             load: 0,
             accepting: true,
             heartbeat_ms: now.mono_ms,
+            begun_ms: now.mono_ms,
             polled: now,
             left: false,
             options,
