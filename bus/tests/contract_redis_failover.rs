@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use live::proxy::Proxies;
 use live::{Broker, Live};
-use ringmain_bus::backend::{HubEnds, Reply, Request, Target, ends};
+use ringmain_bus::backend::{Call, HubEnds, OwnedId, Reply, Request, Target, ends};
 use ringmain_bus::redis::{Credentials, Durability, RedisOptions, Secret, Tls, check};
 use ringmain_bus::suite::{Faults, Probe};
-use ringmain_bus::{HistoryQuery, PublishError};
+use ringmain_bus::{ChannelOptions, HistoryQuery, PublishError};
 use servers::{Pair, ROOM, Redises, Server, Shared, Trio, settle_down, shared_trio};
 
 /// All that is kept.
@@ -252,6 +252,40 @@ mod sentinel {
     }
 }
 
+/// More at once than one turn of a session takes, positioned and ephemeral: all is answered and all arrives.
+#[test]
+fn a_burst_arrives_whole() {
+    const BURST: u64 = 5_000;
+    let options = servers::shared_single();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let (HubEnds { requests, mut replies }, backend) = ends();
+        tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
+        while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
+        let mut record = Vec::new();
+        ringmain_proto::message::Publication { data: b"x", ..Default::default() }.write_record(&mut record);
+        let record = bytes::Bytes::from(record);
+        for (call, options) in [(1, ROOM), (2, ChannelOptions::EPHEMERAL)] {
+            let target = Target { name: format!("burst-{call}").into(), options };
+            requests.send(Request::Subscribe { call: Call(call), target: target.clone() }).unwrap();
+            while !matches!(replies.recv().await, Some(Reply::Subscribed { result: Ok(_), .. })) {}
+            for sequence in 0..BURST {
+                let (call, id) = (Call(10 * sequence + 10), OwnedId::Node(call, sequence));
+                let (target, record) = (target.clone(), record.clone());
+                requests.send(Request::Publish { call, target, id, record }).unwrap();
+            }
+            let (mut answered, mut arrived) = (0, 0);
+            while answered < BURST || arrived < BURST {
+                match replies.recv().await.expect("it runs") {
+                    Reply::Published { result, .. } => answered += u64::from(result.is_ok()),
+                    Reply::Message { message, .. } => arrived += u64::from(!message.record.is_empty()),
+                    reply => panic!("{reply:?}"),
+                }
+            }
+        }
+    });
+}
+
 /// Interest in many channels is whole again soon after a cut.
 mod interest {
     use super::*;
@@ -272,7 +306,7 @@ mod interest {
                 while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
                 for (call, name) in (0..).zip(&names) {
                     let target = Target { name: name.as_str().into(), options: ROOM };
-                    let call = ringmain_bus::backend::Call(round << 32 | call);
+                    let call = Call(round << 32 | call);
                     requests.send(Request::Subscribe { call, target }).unwrap();
                 }
                 let mut confirmed = 0;

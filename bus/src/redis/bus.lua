@@ -1,8 +1,9 @@
 -- The one script of the bus: publishes, reads and clears channels, and sounds the canary.
 --
 -- Per channel one HASH, so that position, lineage, history and ids live and die together:
---   m        replid (40) epoch (8) top floor last_ms oldest_ms ids_floor expires_ms (6 x 8, big endian) lineage (16 each)
---   <offset> time_ms (8) envelope             history: the offsets (floor, top]
+--   m        replid (40) epoch (8), 7 numbers of 8 bytes, big endian: top floor last_ms oldest_ms ids_floor expires_ms
+--            gone; lineage (16 each)
+--   <offset> time_ms (8) envelope             history: the offsets (floor, top]; what is in (gone, floor] is not read
 --   i<id>    offset (8) time_ms (8)           where an id stands
 --   j<offset> time_ms (8) id                  the ids (ids_floor, top] by age
 --
@@ -12,7 +13,9 @@
 
 local CHUNK = 500          -- fields of one command: Lua's stack is bounded
 local LINEAGE_BYTES = 128  -- the last 8
-local IDS_SLACK = 64       -- ids are let go in batches of this
+local GONE_MAX = 64        -- entries below the floor are removed together
+local IDS_EVERY = 64       -- publications between two looks at old ids
+local IDS_BATCH = 256      -- ids let go in one look
 local PAGE_BYTES = 4194304 -- a page is cut here
 
 local call, pack, unpack_from, sub = redis.call, struct.pack, struct.unpack, string.sub
@@ -27,16 +30,17 @@ local function arg()
   return ARGV[at]
 end
 
-local function load(key)
-  local m = call('HGET', key, 'm')
-  if not m then return nil end
-  local s = { replid = sub(m, 1, 40), epoch = sub(m, 41, 48), lineage = sub(m, 97) }
-  s.top, s.floor, s.last, s.oldest, s.ids, s.expires = unpack_from('>I8I8I8I8I8I8', m, 49)
-  return s
+local function load(m)
+  local top, floor, last, oldest, ids, expires, gone = unpack_from('>I8I8I8I8I8I8I8', m, 49)
+  return {
+    replid = sub(m, 1, 40), epoch = sub(m, 41, 48), lineage = sub(m, 105), top = top, floor = floor, last = last,
+    oldest = oldest, ids = ids, expires = expires, gone = gone, word = false, dirty = false, renew = false,
+  }
 end
 
 local function state(s)
-  return replid .. s.epoch .. pack('>I8I8I8I8I8I8', s.top, s.floor, s.last, s.oldest, s.ids, s.expires) .. s.lineage
+  local numbers = pack('>I8I8I8I8I8I8I8', s.top, s.floor, s.last, s.oldest, s.ids, s.expires, s.gone)
+  return replid .. s.epoch .. numbers .. s.lineage
 end
 
 local function tell(s, key, channel, flags, previous, envelope)
@@ -66,19 +70,29 @@ local function expire(s, key, ttl)
     local middle = math.floor((low + high) / 2)
     if time_of(key, middle) + ttl > now then high = middle else low = middle + 1 end
   end
-  drop(key, s.floor + 1, low - 1)
   s.floor = low - 1
   s.oldest = low <= s.top and time_of(key, low) or now
   s.dirty = true
 end
 
 -- A position without an epoch is never given: creates or renews, and marks what is to be told.
-local function touch(key, nonce, ttl, keep)
-  local s = load(key)
-  if not s then
-    s = { epoch = nonce, lineage = '', top = 0, floor = 0, last = now, oldest = now, ids = 0, expires = 0 }
+-- Gives what is stored under `field` too.
+local function touch(key, nonce, ttl, keep, field)
+  local m, found
+  if field then
+    local stored = call('HMGET', key, 'm', field)
+    m, found = stored[1], stored[2]
+  else
+    m = call('HGET', key, 'm')
+  end
+  local s
+  if m then
+    s = load(m)
+  else
+    s = { epoch = nonce, lineage = '', top = 0, floor = 0, last = now, oldest = now, ids = 0, expires = 0, gone = 0 }
     s.word, s.dirty = true, true
-  elseif s.replid ~= replid then
+  end
+  if m and s.replid ~= replid then
     s.lineage = sub(s.lineage .. s.epoch .. pack('>I8', s.top), -LINEAGE_BYTES)
     s.epoch = nonce
     s.word, s.dirty = true, true
@@ -89,7 +103,11 @@ local function touch(key, nonce, ttl, keep)
     s.expires = now + math.floor(keep / 16 * 17)
     s.renew, s.dirty = true, true
   end
-  return s
+  if s.floor - s.gone >= GONE_MAX then
+    drop(key, s.gone + 1, s.floor)
+    s.gone, s.dirty = s.floor, true
+  end
+  return s, found
 end
 
 local function save(s, key, ...)
@@ -112,7 +130,9 @@ end
 
 -- Ids older than the window, or too many, are let go; a batch at a time.
 local function forget_ids(s, key, window, most)
-  local first, last = s.ids + 1, math.min(s.top, s.ids + IDS_SLACK)
+  local first, last = s.ids + 1, math.min(s.top, s.ids + IDS_BATCH)
+  local oldest = call('HGET', key, 'j' .. string.format('%.0f', first))
+  if oldest and (unpack_from('>I8', oldest)) + window > now and s.top - first < most then return end
   local fields = {}
   for offset = first, last do fields[#fields + 1] = 'j' .. string.format('%.0f', offset) end
   local kept = call('HMGET', key, unpack(fields))
@@ -138,8 +158,7 @@ local arguments = { P = 9, E = 4, R = 7, C = 4, K = 2 }
 function operations.P(key)
   local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
   local size, window, most, id, envelope = tonumber(arg()), tonumber(arg()), tonumber(arg()), arg(), arg()
-  local s = touch(key, nonce, ttl, keep)
-  local seen = call('HGET', key, 'i' .. id)
+  local s, seen = touch(key, nonce, ttl, keep, 'i' .. id)
   if seen then
     local offset, time = unpack_from('>I8I8', seen)
     if time + window > now then
@@ -158,13 +177,10 @@ function operations.P(key)
   local stamp = pack('>I8', time)
   if s.floor == s.top then s.oldest = time end
   s.top, s.last = previous + 1, time
-  local floor = math.max(s.floor, s.top - size)
-  local trimmed = s.floor
-  s.floor, s.dirty = floor, true
-  if s.top - s.ids > IDS_SLACK then forget_ids(s, key, window, most) end
+  s.floor, s.dirty = math.max(s.floor, s.top - size), true
+  if s.top % IDS_EVERY == 0 then forget_ids(s, key, window, most) end
   save(s, key, offset, stamp .. envelope, 'i' .. id, pack('>I8', s.top) .. stamp, 'j' .. offset, stamp .. id)
   tell(s, key, channel, 0, previous, envelope)
-  drop(key, trimmed + 1, floor)
   return { 'P', state(s), offset, 0 }
 end
 
@@ -173,7 +189,8 @@ function operations.E(key)
   local channel, nonce, keep, envelope = arg(), arg(), tonumber(arg()), arg()
   local s = touch(key, nonce, 0, keep)
   local previous = s.top
-  s.top, s.floor, s.ids, s.last, s.dirty = previous + 1, previous + 1, previous + 1, now, true
+  local top = previous + 1
+  s.top, s.floor, s.ids, s.gone, s.last, s.dirty = top, top, top, top, now, true
   save(s, key)
   tell(s, key, channel, 1, previous, envelope)
   return { 'E', state(s) }
@@ -217,11 +234,11 @@ end
 function operations.C(key)
   local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
   local s = touch(key, nonce, ttl, keep)
-  local floor = s.floor
-  if floor < s.top then s.floor, s.dirty = s.top, true end
+  local gone = s.gone
+  if gone < s.top then s.floor, s.gone, s.dirty = s.top, s.top, true end
   save(s, key)
   say_word(s, key, channel, 0)
-  drop(key, floor + 1, s.top)
+  drop(key, gone + 1, s.top)
   return { 'C', state(s) }
 end
 

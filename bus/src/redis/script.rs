@@ -23,7 +23,7 @@ const COUNTER_KEEP_MS: u64 = 24 * 3600 * 1000;
 const TIME_MS_MAX: u64 = 1 << 47;
 
 /// Bytes of a key's state before its lineage.
-const STATE_BYTES: usize = 96;
+const STATE_BYTES: usize = 104;
 
 /// Bytes of one branch.
 const BRANCH_BYTES: usize = 16;

@@ -10,7 +10,8 @@
 //!
 //! Calls: operations of one hash slot (of any, where there is no cluster) go together. They are sent at once while
 //! fewer than [`CALLS_IN_FLIGHT_MAX`] calls of the group are unanswered; under load they wait for an answer, at most
-//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`].
+//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`], while fewer than [`CALLS_IN_FLIGHT_HARD_MAX`]
+//! are unanswered.
 //!
 //! Invariants: operations of a channel reach the server in the order in which they were asked; an answer is believed
 //! only if it names the session's life.
@@ -42,6 +43,9 @@ use ears::Ears;
 
 /// Calls of one group without an answer while more are sent at once.
 pub(super) const CALLS_IN_FLIGHT_MAX: usize = 2;
+
+/// The same where they have waited their time, or fill a call. The canary waits behind them all.
+pub(super) const CALLS_IN_FLIGHT_HARD_MAX: usize = 8;
 
 /// Operations of one call.
 pub(super) const BATCH_MAX: usize = 64;
@@ -249,27 +253,24 @@ impl Session {
     async fn turn(&mut self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Result<(), Ending> {
         tokio::select! {
             answer = self.link.next() => {
-                let mut answer = Some(answer);
-                for _ in 0..TURN_MAX {
-                    let Some(next) = answer else { break };
+                self.answered(answer?).await?;
+                for _ in 1..TURN_MAX {
+                    let Some(next) = self.link.next_now() else { break };
                     self.answered(next?).await?;
-                    answer = self.link.next_now();
                 }
             }
             push = self.ears.next() => {
-                let mut push = Some(push);
-                for _ in 0..TURN_MAX {
-                    let Some(next) = push else { break };
+                self.heard(push?).await?;
+                for _ in 1..TURN_MAX {
+                    let Some(next) = self.ears.next_now() else { break };
                     self.heard(next?).await?;
-                    push = self.ears.next_now();
                 }
             }
             job = jobs.recv() => {
-                let mut job = Some(job.ok_or(Ending("over"))?);
-                for _ in 0..TURN_MAX {
-                    let Some(next) = job else { break };
+                self.take(job.ok_or(Ending("over"))?).await?;
+                for _ in 1..TURN_MAX {
+                    let Ok(next) = jobs.try_recv() else { break };
                     self.take(next).await?;
-                    job = jobs.try_recv().ok();
                 }
             }
             () = tokio::time::sleep_until((self.turned + TICK).into()) => (),
@@ -406,7 +407,8 @@ impl Session {
         let Some(group) = self.groups.get_mut(&slot) else { return Ok(false) };
         let is_late = group.since.is_some_and(|since| now.duration_since(since) >= BATCH_WAIT_MAX);
         let is_full = group.waiting.len() >= BATCH_MAX;
-        if group.waiting.is_empty() || !(group.in_flight < CALLS_IN_FLIGHT_MAX || is_late || is_full) {
+        let room = if is_late || is_full { CALLS_IN_FLIGHT_HARD_MAX } else { CALLS_IN_FLIGHT_MAX };
+        if group.waiting.is_empty() || group.in_flight >= room {
             return Ok(false);
         }
         let (mut works, mut operations, mut bytes) = (Vec::new(), Vec::new(), 0);
