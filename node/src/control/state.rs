@@ -3,8 +3,8 @@
 //! Owns the phase of the process and what is known of its bus. Readiness is green in one phase only, and while the
 //! bus is whole.
 
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ringmain_bus::Health;

@@ -10,6 +10,7 @@ mod figures;
 mod gaps;
 mod harness;
 mod infos;
+mod late_bus;
 mod mesh;
 mod probe;
 mod probe_connect;

@@ -155,7 +155,9 @@ impl BusDriver {
         let running = hub::run(hub, self.ends, hub_ends, self.commands, clock, shown);
         tokio::task::spawn_local(async move {
             running.await;
-            tracing::error!("the client of the bus ended; this is a bug: please report it with the lines above");
+            tracing::error!(
+                "the client of the bus ended; this is a bug: please report it with the lines above"
+            );
         });
     }
 }

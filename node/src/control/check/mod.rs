@@ -114,11 +114,11 @@ impl Plan {
         let memory = Memory::of(&resolved.config, shards, facts);
         let findings = kernel::findings(&resolved, shards, facts);
         let bad_key = try_keys(&resolved).err().map(|error| error.to_string());
-        let (backend, bad_bus) =
-            match Backend::from_config(&resolved.config.node.bus, &resolved.config.core) {
-                Ok(backend) => (backend, None),
-                Err(message) => (None, Some(message)),
-            };
+        let (backend, bad_bus) = match Backend::from_config(&resolved.config.node.bus, &resolved.config.core)
+        {
+            Ok(backend) => (backend, None),
+            Err(message) => (None, Some(message)),
+        };
         Self { resolved, shards, cpus, changed, memory, findings, bad_key, backend, bad_bus }
     }
 

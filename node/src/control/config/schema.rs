@@ -310,6 +310,9 @@ mod tests {
     #[test]
     fn secrets_are_known_as_such() {
         let secrets: Vec<_> = tree().keys().into_iter().filter(|key| key.secret).map(|k| &k.path).collect();
-        assert_eq!(secrets, ["admin.api_key", "cluster.ticket_key", "token.hmac_secret", "subscription_token.hmac_secret"]);
+        assert_eq!(
+            secrets,
+            ["admin.api_key", "cluster.ticket_key", "token.hmac_secret", "subscription_token.hmac_secret"]
+        );
     }
 }

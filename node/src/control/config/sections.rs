@@ -268,7 +268,9 @@ impl TryFrom<String> for BusUrl {
         match text.split_once("://") {
             None if text == "memory" => Ok(Self::Memory),
             Some(("memory", "")) => Ok(Self::Memory),
-            Some((scheme, _)) if BUS_SCHEMES.contains(&scheme) && scheme != "memory" => Ok(Self::Broker(text)),
+            Some((scheme, _)) if BUS_SCHEMES.contains(&scheme) && scheme != "memory" => {
+                Ok(Self::Broker(text))
+            }
             Some((scheme, _)) => Err(format!("bus `{scheme}://…` is none of {}", BUS_SCHEMES.join(", "))),
             None => Err("bus: expected `memory` or an address as redis://127.0.0.1:6379".to_owned()),
         }
