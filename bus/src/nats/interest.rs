@@ -8,6 +8,7 @@
 //! told in the order of their sequences and once, by however many units they come.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,12 +16,13 @@ use async_nats::Message as Received;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use super::ephemeral::Said;
 use super::life::{In, Life, PEER_MS};
 use super::node::CORE;
 use super::options::Interest;
 use super::pulse::{header, sequence_of};
 use super::subjects::{hash, slot};
-use super::wire::{self, Ask, Heart, Told};
+use super::wire::{self, Ask, Told};
 use crate::backend::{Call, Domain, Message, Reply, Target};
 use crate::envelope;
 use crate::epoch::Epoch;
@@ -50,7 +52,7 @@ pub(super) enum Scope {
     Slot(u16),
 }
 
-type UnitKey = (Plane, Scope);
+pub(super) type UnitKey = (Plane, Scope);
 
 struct Unit {
     id: u64,
@@ -92,11 +94,12 @@ impl Heard {
 pub(super) struct Channels {
     units: HashMap<UnitKey, Unit>,
     /// Scopes of units that live, so that what comes late from a dead one is dropped.
-    living: HashSet<u64>,
+    pub(super) living: HashSet<u64>,
     drawn: u64,
     pub(super) heard: HashMap<Arc<str>, Heard>,
     by_hash: HashMap<u64, Arc<str>>,
-    said: HashMap<Arc<str>, UnitKey>,
+    pub(super) said: HashMap<Arc<str>, Said>,
+    said_by_hash: HashMap<u64, Arc<str>>,
     lingering: VecDeque<(Instant, Arc<str>)>,
     lingering_count: usize,
 }
@@ -121,6 +124,10 @@ impl Channels {
         }
     }
 
+    pub(super) fn said_by_hash(&self, hash: u64) -> Option<Arc<str>> {
+        self.said_by_hash.get(&hash).cloned()
+    }
+
     pub(super) fn forget_stream(&mut self, stream: u16) {
         let names: Vec<_> = self
             .heard
@@ -142,27 +149,31 @@ impl Channels {
             }
         }
     }
-
-    /// Ephemeral channels published on in the window that ends now.
-    pub(super) fn counts(&mut self) -> Vec<(u64, u32)> {
-        Vec::new()
-    }
 }
 
 /// A round of confirmations: nothing is confirmed by what was sent before it.
 struct Round {
     number: u64,
-    calls: Vec<(Call, Domain)>,
+    calls: Vec<Waiting>,
     /// Streams whose canary of this number or a later one has not come back.
     streams: Vec<(u16, u64)>,
     /// Nodes that have not answered.
     peers: HashSet<u64>,
+    /// How far each of the others had spoken.
+    spoken: HashMap<u64, u64>,
+}
+
+/// A subscription that waits.
+struct Waiting {
+    call: Call,
+    domain: Domain,
+    name: Arc<str>,
 }
 
 /// Subscriptions that wait for their confirmation.
 #[derive(Default)]
 pub(super) struct Confirm {
-    waiting: Vec<(Call, Domain)>,
+    waiting: Vec<Waiting>,
     round: Option<Round>,
     rounds: u64,
 }
@@ -171,10 +182,10 @@ impl Confirm {
     /// Takes out the calls of a domain.
     pub(super) fn fail(&mut self, domain: Domain) -> Vec<Call> {
         let mut failed = Vec::new();
-        let mut take = |calls: &mut Vec<(Call, Domain)>| {
-            calls.retain(|(call, of)| {
-                let keep = *of != domain;
-                failed.extend((!keep).then_some(*call));
+        let mut take = |calls: &mut Vec<Waiting>| {
+            calls.retain(|waiting| {
+                let keep = waiting.domain != domain;
+                failed.extend((!keep).then_some(waiting.call));
                 keep
             });
         };
@@ -233,11 +244,13 @@ impl Life<'_> {
             if !self.channels.said.contains_key(&target.name) {
                 let key = (Plane::Core, self.scope_of(&target.name));
                 self.hold(&key).await;
-                self.channels.said.insert(target.name.clone(), key);
+                let name = target.name.clone();
+                self.channels.said_by_hash.insert(hash(&name), name.clone());
+                self.channels.said.insert(name.clone(), Said::new(name, key));
             }
             CORE
         };
-        self.confirm.waiting.push((call, domain));
+        self.confirm.waiting.push(Waiting { call, domain, name: target.name.clone() });
         self.begin_round().await;
     }
 
@@ -278,8 +291,9 @@ impl Life<'_> {
     }
 
     pub(super) fn unsubscribe(&mut self, target: &Target) {
-        if let Some(key) = self.channels.said.remove(&target.name) {
-            self.channels.release(&key);
+        if let Some(said) = self.channels.said.remove(&target.name) {
+            self.channels.said_by_hash.remove(&hash(&target.name));
+            self.channels.release(&said.unit);
         }
         let Some(heard) = self.channels.heard.get_mut(&target.name) else { return };
         if std::mem::replace(&mut heard.wanted, false) {
@@ -353,25 +367,6 @@ impl Life<'_> {
         self.publication_back(&name, sequence, previous).await;
     }
 
-    /// An ephemeral channel's publication.
-    pub(super) async fn said(&mut self, unit: u64, received: &Received) {
-        if !self.channels.living.contains(&unit) {
-            return;
-        }
-        let Some(name) = super::subjects::channel_of_subject(&received.subject) else { return };
-        let Some((name, _)) = self.channels.said.get_key_value(name.as_str()) else { return };
-        let name = name.clone();
-        let reply = match record_of(&received.payload) {
-            Some(record) => {
-                let message =
-                    Message { epoch: Epoch::NONE, lineage: Lineage::EMPTY, previous: 0, offset: 0, record };
-                Reply::Message { name, message }
-            }
-            None => Reply::Doubt { name },
-        };
-        self.node.tell(reply).await;
-    }
-
     /// A canary is back: how far the channels are that moved before it, and that others say have moved.
     pub(super) async fn tell_tops(&mut self, stream: u16) {
         let life = &mut self.streams[usize::from(stream)];
@@ -388,9 +383,6 @@ impl Life<'_> {
         }
     }
 
-    /// Compares what another node says that it said with what we heard of it.
-    pub(super) async fn compare_counts(&mut self, _heart: &Heart) {}
-
     async fn begin_round(&mut self) {
         if self.confirm.round.is_some() || self.confirm.waiting.is_empty() {
             return;
@@ -400,8 +392,8 @@ impl Life<'_> {
         let calls = std::mem::take(&mut self.confirm.waiting);
         let mut streams: Vec<(u16, u64)> = Vec::new();
         let mut peers = HashSet::new();
-        for (_, domain) in &calls {
-            match domain.0.checked_sub(1) {
+        for waiting in &calls {
+            match waiting.domain.0.checked_sub(1) {
                 None => {
                     peers.insert(self.node.incarnation);
                 }
@@ -421,7 +413,7 @@ impl Life<'_> {
             let (subject, reply) = (self.node.subjects.sync(), format!("{}.c", self.inbox));
             self.send(subject, Some(reply), None, ask.into()).await;
         }
-        self.confirm.round = Some(Round { number, calls, streams, peers });
+        self.confirm.round = Some(Round { number, calls, streams, peers, spoken: HashMap::new() });
     }
 
     /// A node has answered a question of a round.
@@ -430,6 +422,7 @@ impl Life<'_> {
             && round.number == told.number
         {
             round.peers.remove(&told.incarnation);
+            round.spoken.insert(told.incarnation, told.spoken);
             self.end_round().await;
         }
     }
@@ -448,7 +441,14 @@ impl Life<'_> {
         if !self.confirm.round.as_ref().is_some_and(is_over) {
             return;
         }
-        for (call, domain) in self.confirm.round.take().map(|round| round.calls).unwrap_or_default() {
+        let Some(Round { calls, spoken, .. }) = self.confirm.round.take() else { return };
+        let spoken = Rc::new(spoken);
+        for Waiting { call, domain, name } in calls {
+            if domain == CORE
+                && let Some(said) = self.channels.said.get_mut(&name)
+            {
+                said.confirm(&spoken);
+            }
             self.node.tell(Reply::Subscribed { call, result: Ok(domain) }).await;
         }
         Box::pin(self.begin_round()).await;
@@ -459,7 +459,7 @@ impl Life<'_> {
 const _: () = assert!(PEER_MS < crate::contract::ANSWER_MS_MAX);
 
 /// The record in an envelope.
-fn record_of(payload: &Bytes) -> Option<Bytes> {
+pub(super) fn record_of(payload: &Bytes) -> Option<Bytes> {
     match envelope::decode(payload).ok()?.record {
         std::borrow::Cow::Borrowed(record) => Some(payload.slice_ref(record)),
         std::borrow::Cow::Owned(record) => Some(record.into()),

@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::api::{Api, ApiError, Info};
 use super::barrier::{Barrier, Believed, Stage};
+use super::ephemeral::Suspects;
 use super::interest::{Channels, Confirm};
 use super::node::{CORE, Node, refusal};
 use super::publish::{Echoes, Publishes};
@@ -160,6 +161,7 @@ pub(super) struct Life<'n> {
     pub(super) confirm: Confirm,
     pub(super) publishes: Publishes,
     pub(super) echoes: Echoes,
+    pub(super) suspects: Suspects,
     pub(super) walks: Arc<tokio::sync::Semaphore>,
     /// Nodes that lived when the last life ended.
     pub(super) expected: Vec<u64>,
@@ -214,6 +216,7 @@ impl<'n> Life<'n> {
             confirm: Confirm::default(),
             publishes: Publishes::default(),
             echoes: Echoes::default(),
+            suspects: Suspects::default(),
             walks: Arc::new(tokio::sync::Semaphore::new(WALKS_MAX)),
             expected,
             tasks: Vec::new(),
@@ -449,6 +452,7 @@ impl<'n> Life<'n> {
         self.pulse_if_due(now).await;
         self.look_after_publishes(now).await;
         self.look_after_interest(now).await;
+        self.look_after_suspects(now).await;
     }
 
     /// Begins the barrier of a stream.

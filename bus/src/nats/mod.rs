@@ -12,7 +12,7 @@
 //! | [`barrier`] | when a stream is believed, and its epoch |
 //! | [`read`] | history and positions out of a stream |
 //! | [`node`] | what outlives a connection, and making connections |
-//! | [`life`] | one connection from the first word to its loss, with [`pulse`], [`interest`], [`publish`] |
+//! | [`life`] | one connection from the first word to its loss, with [`pulse`], [`interest`], [`ephemeral`], [`publish`] |
 //! | [`check`](mod@check) | what a server's configuration gives up |
 //!
 //! # How the contract is met
@@ -40,6 +40,7 @@
 mod api;
 mod barrier;
 pub mod check;
+mod ephemeral;
 mod interest;
 mod life;
 mod node;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::barrier::{Stage, Witness};
+use super::ephemeral::Speech;
 use super::life::{End, Life};
 use super::options::{Login, NatsOptions};
 use super::subjects::Subjects;
@@ -58,6 +59,8 @@ pub(super) struct Node {
     pub(super) memories: Vec<Memory>,
     /// When each other node was heard last.
     pub(super) peers: HashMap<u64, Instant>,
+    /// What this node has published on ephemeral channels.
+    pub(super) speech: Speech,
     /// When our heart came back last, in any life.
     pub(super) alive: Instant,
     pub(super) replies: Sender<Reply>,
@@ -79,6 +82,7 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
         nonces,
         memories: vec![Memory { witness: Witness::NEW, canary: None }; streams],
         peers: HashMap::new(),
+        speech: Speech::default(),
         alive: Instant::now(),
         replies,
         pulses: 0,

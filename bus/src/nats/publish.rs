@@ -132,13 +132,15 @@ impl Life<'_> {
         if let Err(error) = self.check(id, &record) {
             return self.node.tell(Reply::Published { call, result: Err(error) }).await;
         }
-        let payload = envelope::encode(&target.name, &record, Meta::default());
         if !target.options.is_positioned() {
+            let extra = self.node.speech.say(self.node.incarnation, &target.name);
+            let payload = envelope::encode(&target.name, &record, Meta { id: None, extra: &extra });
             let subject = self.node.subjects.ephemeral_channel(&target.name);
             self.send(subject, None, None, payload).await;
             self.echoes.waiting.push_back((self.echoes.sent + 1, call));
             return self.echo().await;
         }
+        let payload = envelope::encode(&target.name, &record, Meta::default());
         let stream = self.stream_of(&target.name);
         self.hear(&target.name, stream, false).await;
         let now = Instant::now();

@@ -64,10 +64,13 @@ impl Life<'_> {
     async fn send_heart(&mut self, closing: bool) {
         self.node.pulses += 1;
         let (incarnation, number) = (self.node.incarnation, self.node.pulses);
-        let counts = self.channels.counts();
-        let heart = wire::write(&Heart { incarnation, number, closing, counts });
+        let (said, more) = self.node.speech.news();
+        let heart = wire::write(&Heart { incarnation, number, closing, said });
         let subject = self.node.subjects.heart();
         self.send(subject, None, None, heart.into()).await;
+        if more {
+            Box::pin(self.send_heart(closing)).await;
+        }
     }
 
     /// Tells the others not to wait for us.
@@ -97,6 +100,7 @@ impl Life<'_> {
     pub(super) async fn heart(&mut self, message: &Message) {
         let Some(heart) = wire::read::<Heart>(&message.payload) else { return };
         let now = Instant::now();
+        self.compare(&heart, now);
         if heart.incarnation != self.node.incarnation {
             if heart.closing {
                 self.node.peers.remove(&heart.incarnation);
@@ -104,7 +108,6 @@ impl Life<'_> {
             } else if self.node.peers.len() < PEERS_MAX || self.node.peers.contains_key(&heart.incarnation) {
                 self.node.peers.insert(heart.incarnation, now);
             }
-            self.compare_counts(&heart).await;
             return;
         }
         self.core_heard = now;
@@ -198,7 +201,8 @@ impl Life<'_> {
     pub(super) async fn asked(&mut self, message: Message) {
         let (Some(ask), Some(reply)) = (wire::read::<Ask>(&message.payload), message.reply) else { return };
         let witnesses = self.node.memories.iter().map(|memory| memory.witness).collect();
-        let told = Told { incarnation: self.node.incarnation, number: ask.number, witnesses };
+        let (incarnation, spoken) = (self.node.incarnation, self.node.speech.spoken());
+        let told = Told { incarnation, number: ask.number, spoken, witnesses };
         self.send(reply.to_string(), None, None, wire::write(&told).into()).await;
     }
 }

@@ -30,8 +30,8 @@ pub(super) struct Heart {
     pub(super) number: u64,
     /// The node ends: nobody is to wait for it.
     pub(super) closing: bool,
-    /// Ephemeral channels that this node published on in the window that ends here (by hash), and how often.
-    pub(super) counts: Vec<(u64, u32)>,
+    /// Ephemeral channels that this node published on a moment ago (by hash), and the number of the last publication.
+    pub(super) said: Vec<(u64, u64)>,
 }
 
 /// A question to all nodes; whoever hears it answers. So the one who asks knows that its interest has reached the
@@ -48,6 +48,8 @@ pub(super) struct Told {
     pub(super) incarnation: u64,
     /// Of the question.
     pub(super) number: u64,
+    /// How many ephemeral publications the node has sent.
+    pub(super) spoken: u64,
     /// What the node has seen of each stream.
     pub(super) witnesses: Vec<Witness>,
 }
