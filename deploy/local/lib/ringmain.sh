@@ -103,6 +103,9 @@ global
 defaults
   mode tcp
   timeout connect 2s
+  # A node that just died is not known to be dead yet: try another at once.
+  retries 2
+  option redispatch 1
   # A WebSocket is quiet between two pings (25 s); a dead peer is found by the node.
   timeout client 5m
   timeout server 5m

@@ -11,6 +11,9 @@ const READY_MS = 60_000;
 /** The bus that these tests use: `BUS=nats npm test`. */
 export const BUS = process.env.BUS ?? 'redis';
 
+/** How nodes subscribe there: `INTEREST=slots npm test`. */
+const INTEREST = process.env.INTEREST;
+
 /** The CPUs that this process may use: nodes of one shard are spread over them. */
 const CPUS = /^Cpus_allowed_list:\s*(\S+)/m
   .exec(readFileSync('/proc/self/status', 'latin1'))[1]
@@ -42,6 +45,9 @@ export class Cluster {
   #node(index) {
     const { config, flags, shards } = this.options;
     const own = ['--server.name', `node-${index + 1}`];
+    if (INTEREST) {
+      own.push(`--bus.interest=${INTEREST}`);
+    }
     if (shards === 1) {
       own.push(`--server.cpus=${CPUS[index % CPUS.length]}`);
     }

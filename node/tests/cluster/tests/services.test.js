@@ -82,10 +82,11 @@ test('the API of one node reaches a user on the others', async () => {
   await subs[3].publications(1, WAIT.ms);
 });
 
-test('a node that is killed: its members leave, its clients go on elsewhere, nothing is lost', async () => {
+test('a node that is killed: its members leave, its clients go on elsewhere, nothing is lost', async (t) => {
   const channel = freshRoom();
   const [a, b, c] = cluster.nodes;
   const door = await Door.to(c);
+  t.after(() => door.close());
   const watcher = await connect(a);
   const watching = await watcher.subscribe(channel, { joinLeave: true });
   const stranded = await connect(c);
@@ -114,5 +115,4 @@ test('a node that is killed: its members leave, its clients go on elsewhere, not
   await watcher.sdk.publish(channel, 5);
   await again.publications(1, WAIT.ms);
   await present(channel, [watcher, moving, late]);
-  door.close();
 });
