@@ -1,0 +1,234 @@
+//! What an operator can choose on NATS, against the real server: interest by slot, several streams, TLS,
+//! credentials, whether an unwatched stream is believed; and what `check` says.
+
+mod live;
+#[path = "live/nats.rs"]
+mod nats;
+
+use std::path::Path;
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use live::proxy::Proxies;
+use live::{Broker, Live, Start};
+use nats::{Nats, Version};
+use ringmain_bus::nats::{Interest, Login, NatsOptions, check};
+use ringmain_bus::suite::{Cluster as _, Probe};
+use ringmain_bus::types::{BusError, Health, PublishError};
+use ringmain_bus::{ChannelOptions, HistoryQuery};
+
+const ROOM: ChannelOptions =
+    ChannelOptions { history_size: 50, history_ttl_ms: 60_000, meta_ttl_ms: 120_000 };
+
+fn with(options: NatsOptions) -> Nats {
+    Nats::new(Version::Newest, 1, options, "")
+}
+
+mod slots {
+    use super::*;
+
+    fn cluster() -> Live<Nats> {
+        Live::new(with(NatsOptions { interest: Interest::Slots, ..NatsOptions::default() }), 2)
+    }
+
+    ringmain_bus::contract_tests!(cluster();
+        p1_all_nodes_see_one_order,
+        p2_arrivals_chain_from_the_opened_position,
+        p6_a_repeated_key_answers_the_first_position,
+        p7_no_publication_between_the_opened_position_and_the_arrivals,
+        e1_ephemeral_order_per_publisher,
+        e3_a_channel_opened_again_at_once_misses_nothing,
+        c5_a_closed_channel_is_quiet,
+        c6_ones_own_publication_comes_once,
+        c3_many_channels_come_back,
+        e3_a_cut_is_told_to_ephemeral_channels,
+    );
+}
+
+mod streams {
+    use super::*;
+
+    fn cluster() -> Live<Nats> {
+        Live::new(with(NatsOptions { streams: 3, in_memory: true, ..NatsOptions::default() }), 2)
+    }
+
+    ringmain_bus::contract_tests!(cluster();
+        p4_what_was_accepted_is_read_back,
+        p11_after_clear_offsets_go_on_in_the_same_epoch,
+        c7_commands_need_no_open,
+        c3_many_channels_come_back,
+        p13_wiped_data_is_told_to_quiet_channels,
+    );
+}
+
+/// Users' channels go by slot: several of one slot, and others, each get their own.
+#[test]
+fn users_of_one_slot_get_their_own() {
+    let mut probe = Probe::new(Live::new(with(NatsOptions::default()), 2));
+    let run = probe.name("users");
+    for options in [ROOM, ChannelOptions::EPHEMERAL] {
+        let names: Vec<String> =
+            (0..40).map(|n| format!("user:#{n}.{} *>{run}", options.history_size)).collect();
+        for name in &names {
+            probe.open_all(name, &options);
+        }
+        let mut said = Vec::new();
+        for (n, name) in names.iter().enumerate() {
+            said.push(probe.data(n % 2, name));
+            probe.publish(n % 2, name, &options);
+        }
+        for (name, data) in names.iter().zip(&said) {
+            for node in 0..2 {
+                probe.settle("its own publication", |probe| probe.arrivals(node, name) == [data.as_str()]);
+            }
+        }
+    }
+}
+
+/// Publishes and hears on a node of its own.
+fn works(nats: Nats) {
+    let mut probe = Probe::new(Live::new(nats, 1));
+    let name = probe.name("works");
+    probe.open(0, &name, &ROOM);
+    let data = probe.data(0, &name);
+    probe.publish(0, &name, &ROOM);
+    probe.settle("the arrival", |probe| probe.arrivals(0, &name) == [data.as_str()]);
+}
+
+/// A server that refuses a node: it stays down, and says so at once to every command.
+fn is_refused(nats: Nats) {
+    let mut cluster = Live::new(nats, 1);
+    let (begun, name) = (cluster.now().mono_ms, "refused");
+    while cluster.now().mono_ms < begun + 1_500 {
+        cluster.pass(100);
+        assert_eq!(cluster.node(0).health(), Health::Down);
+    }
+    let options = ROOM;
+    let now = cluster.now();
+    let channel = ringmain_bus::Channel { id: ringmain_bus::ChannelId(0), name, options: &options };
+    let token = ringmain_bus::Token(1);
+    let id = ringmain_bus::PublicationId::Node { incarnation: 1, sequence: 1 };
+    let publication = ringmain_proto::message::Publication::default();
+    let published = cluster.node(0).publish(now, token, channel, id, &publication).done();
+    assert_eq!(published, Some(Err(PublishError::Unavailable)));
+    let read = cluster.node(0).read(now, token, channel, &HistoryQuery::TOP, &mut |_| ()).done();
+    assert_eq!(read, Some(Err(BusError::Unavailable)));
+}
+
+fn secured(login: Login, extra: &str) -> Nats {
+    Nats::new(Version::Newest, 1, NatsOptions { login, ..NatsOptions::default() }, extra)
+}
+
+/// An nkey made for this test.
+const NKEY_SEED: &str = "SUAACAQDAQCQMBYIBEFAWDANBYHRAEISCMKBKFQXDAMRUGY4DUPB6IC5CQ";
+const NKEY: &str = "UB43KVROR7TFJ6KAPCYRF2FJROTZAH4FHLTJLPWX4DRZCC5NASLGJBFE";
+
+#[test]
+fn credentials_open_the_server() {
+    let password = |password: &str| Login::Password("ringmain".into(), password.into());
+    let by_password = "authorization { user: ringmain, password: right }";
+    works(secured(password("right"), by_password));
+    is_refused(secured(password("wrong"), by_password));
+    is_refused(secured(Login::None, by_password));
+    works(secured(Login::Token("right".into()), "authorization { token: right }"));
+    works(secured(
+        Login::Nkey(NKEY_SEED.into()),
+        &format!("authorization {{ users: [ {{ nkey: {NKEY} }} ] }}"),
+    ));
+}
+
+/// `cert.pem` and `key.pem` for 127.0.0.1, signed by itself.
+fn make_certificate(directory: &Path) {
+    let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 \
+                     -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+                     -keyout key.pem -out cert.pem";
+    let made = Command::new("openssl").args(arguments.split_whitespace()).current_dir(directory).output();
+    let made = made.expect("no openssl here: apt-get install openssl");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn tls_with_certificates_of_both_sides() {
+    let directory = tempfile::tempdir().unwrap();
+    make_certificate(directory.path());
+    let file = |name: &str| directory.path().join(name);
+    let (certificate, key) = (file("cert.pem"), file("key.pem"));
+    let extra = format!(
+        "tls {{ cert_file: \"{0}\", key_file: \"{1}\", ca_file: \"{0}\", verify: true }}",
+        certificate.display(),
+        key.display(),
+    );
+    let trusting = NatsOptions { tls: true, tls_ca: Some(certificate.clone()), ..NatsOptions::default() };
+    let known = NatsOptions { tls_identity: Some((certificate, key)), ..trusting.clone() };
+    works(Nats::new(Version::Newest, 1, known, &extra));
+    is_refused(Nats::new(Version::Newest, 1, trusting, &extra));
+    is_refused(Nats::new(Version::Newest, 1, NatsOptions::default(), &extra));
+}
+
+/// Servers that outlive their nodes.
+struct Kept(Rc<Nats>, bool);
+
+impl Broker for Kept {
+    fn backend(&self, _node: usize, proxies: &Arc<Proxies>) -> Start {
+        let options = NatsOptions { trust_unwatched: self.1, ..self.0.options(proxies) };
+        Box::new(|ends| Box::pin(ringmain_bus::nats::run(options, ends)))
+    }
+}
+
+/// All nodes end, and others begin: nobody has watched the stream meanwhile. Positions are void, unless the operator
+/// trusts the brokers that far; history is read either way.
+#[test]
+fn a_stream_that_nobody_watched_is_believed_only_where_that_is_chosen() {
+    let nats = Rc::new(with(NatsOptions::default()));
+    let name = format!("unwatched-{}", std::process::id());
+    let nodes = |trusts: bool| Probe::new(Live::new(Kept(nats.clone(), trusts), 2));
+    let mut first = nodes(false);
+    let position = first.publish(0, &name, &ROOM).position;
+    assert_eq!(first.top(1, &name, &ROOM), position);
+    drop(first);
+    let mut trusting = nodes(true);
+    assert_eq!(trusting.top(0, &name, &ROOM), position);
+    drop(trusting);
+    let mut doubting = nodes(false);
+    let top = doubting.top(0, &name, &ROOM);
+    assert_ne!(top.epoch, position.epoch);
+    assert_eq!(doubting.top(1, &name, &ROOM), top);
+}
+
+/// A node that begins while another watches believes it: a rolling restart loses no position.
+#[test]
+fn a_node_that_begins_beside_another_changes_nothing() {
+    let nats = Rc::new(with(NatsOptions::default()));
+    let name = format!("beside-{}", std::process::id());
+    let mut first = Probe::new(Live::new(Kept(nats.clone(), false), 1));
+    let position = first.publish(0, &name, &ROOM).position;
+    first.open(0, &name, &ROOM);
+    let mut second = Probe::new(Live::new(Kept(nats.clone(), false), 1));
+    assert_eq!(second.top(0, &name, &ROOM), position);
+    drop(first);
+    let mut third = Probe::new(Live::new(Kept(nats, false), 1));
+    assert_eq!(third.top(0, &name, &ROOM), position);
+    assert_eq!(second.top(0, &name, &ROOM), position);
+    assert!(second.health_events(0).iter().all(|(_, health)| *health == Health::Up));
+}
+
+#[test]
+fn check_says_what_is_given_up() {
+    let nats = with(NatsOptions::default());
+    let proxies = Arc::new(Proxies::default());
+    let options = nats.options(&proxies);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut probe = Probe::new(Live::new(nats, 1));
+    let name = probe.name("check");
+    probe.publish(0, &name, &ROOM);
+    let warnings = runtime.block_on(check(options.clone()));
+    assert!(warnings.iter().any(|warning| warning.what.contains("has 1 copies")), "{warnings:?}");
+    assert!(warnings.iter().any(|warning| warning.mend.contains("sync_interval")), "{warnings:?}");
+    let larger = NatsOptions { history_size_max: options.history_size_max * 2, ..options.clone() };
+    let more = runtime.block_on(check(larger));
+    assert_eq!(more.len(), warnings.len() + 1, "{more:?}");
+    drop(probe);
+    let unreachable = runtime.block_on(check(options));
+    assert!(unreachable[0].what.contains("cannot be used"), "{unreachable:?}");
+}
