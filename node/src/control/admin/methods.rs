@@ -50,6 +50,8 @@ pub(super) enum MethodError {
     Code(ErrorCode),
     /// Too much is under way: 503, or error 111 inside a batch.
     Busy,
+    /// The broker cannot be reached, and nothing was accepted: 503, or error 100 inside a batch.
+    Unavailable,
 }
 
 impl From<ErrorCode> for MethodError {
@@ -63,6 +65,7 @@ impl From<CallError> for MethodError {
         match error {
             CallError::Busy => Self::Busy,
             CallError::Deadline => Self::Code(ErrorCode::Internal),
+            CallError::Refused(ErrorCode::BusUnavailable) => Self::Unavailable,
             CallError::Refused(code) => Self::Code(code),
         }
     }
@@ -72,8 +75,9 @@ impl From<CallError> for MethodError {
 impl From<CommandError> for MethodError {
     fn from(error: CommandError) -> Self {
         match error {
-            CommandError::Unavailable | CommandError::Busy => Self::Busy,
-            CommandError::Unknown => Self::Code(ErrorCode::Internal),
+            CommandError::Unavailable => Self::Unavailable,
+            CommandError::Busy => Self::Busy,
+            CommandError::Unknown => Self::Code(ErrorCode::OutcomeUnknown),
             CommandError::TooLarge => Self::Code(ErrorCode::LimitExceeded),
         }
     }
@@ -85,6 +89,7 @@ impl MethodError {
         let code = match self {
             Self::Code(code) => code,
             Self::Busy => ErrorCode::TooManyRequests,
+            Self::Unavailable => ErrorCode::BusUnavailable,
         };
         ErrorObject { code: code.code(), message: code.message() }
     }

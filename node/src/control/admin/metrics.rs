@@ -63,6 +63,7 @@ impl Metrics {
         );
         registry.register_collector(Box::new(ShardFigures(shards)));
         registry.register_collector(Box::new(ClusterFigures(router.clone())));
+        registry.register_collector(Box::new(BusFigures(node.clone())));
         registry.register_collector(Box::new(ProcessFigures { node, router }));
         Self { registry, calls, errors, refused }
     }
@@ -201,6 +202,46 @@ impl Collector for ClusterFigures {
                 let labels = [("reason", *reason)];
                 ConstCounter::new(value(&figures)).encode(encoder.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// What the hub of a broker counts; nothing where the bus is embedded.
+struct BusFigures(Arc<NodeState>);
+
+impl fmt::Debug for BusFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BusFigures")
+    }
+}
+
+impl Collector for BusFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(figures) = self.0.bus_figures() else { return Ok(()) };
+        let counters = [
+            ("bus_publishes", "Publications sent to the broker", figures.publishes),
+            (
+                "bus_publishes_unknown",
+                "Publishes of which nobody knows whether they were accepted",
+                figures.unknown,
+            ),
+            ("bus_arrivals", "Publications from the broker, given to shards", figures.arrivals),
+            (
+                "bus_arrivals_refused",
+                "Publications that a full shard did not take, read again later",
+                figures.refused,
+            ),
+            ("bus_arrivals_stale", "Publications of a master that was replaced, dropped", figures.stale),
+            ("bus_gaps", "Channels told that publications may be missing", figures.gaps),
+            ("bus_epoch_changes", "Channels told that their positions are void", figures.epochs_changed),
+            ("bus_reads", "Reads of history asked for", figures.reads),
+            ("bus_reads_sent", "Reads of history sent to the broker for them", figures.reads_sent),
+            ("bus_losses", "Parts of the broker that were lost", figures.losses),
+        ];
+        for (name, help, value) in counters {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(counter)?;
         }
         Ok(())
     }

@@ -115,10 +115,9 @@ fn refusal(status: StatusCode) -> Response {
     (status, format!("{}\n", status.canonical_reason().unwrap_or_default())).into_response()
 }
 
-/// Too much is under way; the same call may succeed in a moment.
-fn busy() -> Response {
-    let mut response =
-        json_response(StatusCode::SERVICE_UNAVAILABLE, &Outcome::Error(MethodError::Busy.object()));
+/// Too much is under way, or the broker is lost; the same call may succeed in a moment.
+fn try_again(error: MethodError) -> Response {
+    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &Outcome::Error(error.object()));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
@@ -142,7 +141,7 @@ async fn api(
         Ok(_permit) => admin.answer(&method, request).await,
         Err(_) => {
             admin.metrics.refused("busy");
-            busy()
+            try_again(MethodError::Busy)
         }
     };
     admin.metrics.called(&method, started.elapsed());
@@ -184,7 +183,7 @@ impl Admin {
         let object = error.object();
         self.metrics.error(object.code);
         match error {
-            MethodError::Busy => busy(),
+            MethodError::Busy | MethodError::Unavailable => try_again(error),
             MethodError::Code(_) => json_response(StatusCode::OK, &Outcome::Error(object)),
         }
     }
@@ -214,7 +213,7 @@ impl Admin {
         // A body of unknown length may become as large as is allowed.
         let bytes = length.unwrap_or(self.request_bytes_max) as u64;
         let units = u32::try_from(bytes.div_ceil(POOL_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let Ok(held) = self.pool.try_acquire_many(units) else { return Err(refuse("busy", busy())) };
+        let Ok(held) = self.pool.try_acquire_many(units) else { return Err(refuse("busy", try_again(MethodError::Busy))) };
         let body = to_bytes(request.into_body(), self.request_bytes_max);
         match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => Ok((held, body)),
@@ -247,14 +246,14 @@ async fn place(
     let Ok(Query(PlaceQuery { user })) = query else { return refusal(StatusCode::BAD_REQUEST) };
     let Ok(_permit) = admin.inflight.try_acquire() else {
         admin.metrics.refused("busy");
-        return busy();
+        return try_again(MethodError::Busy);
     };
     match admin.methods.place(user).await {
         Some(Ok(Placement { node, address, ticket, expires })) => {
             let placed = results::Placed { node: &node, address: &address, ticket: &ticket, expires };
             json_response(StatusCode::OK, &placed)
         }
-        Some(Err(PlaceError::Nowhere)) => busy(),
+        Some(Err(PlaceError::Nowhere)) => try_again(MethodError::Busy),
         Some(Err(PlaceError::NoKey)) | None => refusal(StatusCode::NOT_FOUND),
     }
 }

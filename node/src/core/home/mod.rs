@@ -169,7 +169,7 @@ pub(crate) fn no_channel(reason: NoChannel) -> ErrorCode {
 
 fn bus_error(error: BusError) -> ErrorCode {
     match error {
-        BusError::Unavailable => ErrorCode::Internal,
+        BusError::Unavailable => ErrorCode::BusUnavailable,
         BusError::Overloaded => ErrorCode::TooManyRequests,
         BusError::UnrecoverableEpoch { .. } => ErrorCode::UnrecoverablePosition,
     }
@@ -177,7 +177,8 @@ fn bus_error(error: BusError) -> ErrorCode {
 
 fn publish_error(error: PublishError) -> ErrorCode {
     match error {
-        PublishError::Unavailable | PublishError::Unknown => ErrorCode::Internal,
+        PublishError::Unavailable => ErrorCode::BusUnavailable,
+        PublishError::Unknown => ErrorCode::OutcomeUnknown,
         PublishError::Overloaded => ErrorCode::TooManyRequests,
         PublishError::TooLarge { .. } | PublishError::KeyTooLong { .. } => ErrorCode::BadRequest,
     }
