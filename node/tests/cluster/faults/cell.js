@@ -34,7 +34,7 @@ const HEAL_MS = 90_000;
 const END_MS = 60_000;
 const TICK_MS = 10;
 
-export async function runCell(bus, fault, { rate = 50, keep = false, say = () => {} } = {}) {
+export async function runCell(bus, fault, { rate = 50, keep = false, verbose = false, say = () => {} } = {}) {
   const { begin, end, prepare, holdMs, doors } = FAULTS[fault];
   const cluster = await Cluster.start(bus, { config: CONFIG, shards: 1, doors: doors ? 3 : 0 });
   const cell = { bus, cluster, brokers: cluster.brokers };
@@ -60,6 +60,10 @@ export async function runCell(bus, fault, { rate = 50, keep = false, say = () =>
   if (wrong) {
     cluster.nodes.forEach((node, index) => say(`node-${index + 1} said:\n${node.output.slice(-1_500)}`));
     result.examples.forEach((example) => say(`${bus} ${fault}: ${JSON.stringify(example)}`));
+  }
+  if (wrong || verbose) {
+    result.readiness.forEach((changes, index) => say(`  node-${index + 1}: ${changes} (seconds from the fault)`));
+    say(`  mended after ${result.mendedAfterMs / 1_000} s; errors: ${JSON.stringify(result.codes)}`);
   }
   await run.stop();
   if (wrong && keep) {
@@ -199,14 +203,15 @@ class Run {
   }
 
   result() {
-    const total = { delivered: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, clashes: 0, examples: [] };
+    const total = { delivered: 0, lostKept: 0, lostPassing: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, clashes: 0, examples: [] };
     for (const channel of CHANNELS) {
       const sent = this.publishers.flatMap((publisher) => publisher.sent.get(channel) ?? []);
       const logs = this.subscribers.map(({ channels }) => channels.get(channel).log);
       for (const [index, log] of logs.entries()) {
         const judged = judge(log, sent);
         judged.examples = judged.examples.map((example) => ({ channel, subscriber: index + 1, ...example }));
-        add(total, judged);
+        const lost = { [channel.startsWith('kept') ? 'lostKept' : 'lostPassing']: judged.lostTold };
+      add(total, { ...judged, ...lost });
       }
       const double = clashes([...logs, sent.filter(({ epoch }) => epoch)]);
       add(total, { clashes: double.length, examples: double.map(([epoch, offset, ...what]) => ({ channel, epoch, offset, what })) });
@@ -224,7 +229,15 @@ class Run {
       silenceMs: this.#silence(),
       healedMs: this.healedAt && Math.round(this.healedAt - this.mendedAt),
       failure: this.failure,
+      codes: Object.fromEntries(this.publishers.map(({ name, codes }) => [name, Object.fromEntries(codes)])),
+      mendedAfterMs: this.#since(this.mendedAt),
+      readiness: this.readiness.map((changes) =>
+        changes.map(({ ready, at }) => `${ready ? 'green' : 'red'} ${this.#since(at) / 1_000}`).join(', ')),
     };
+  }
+
+  #since(at) {
+    return at && Math.round(at - this.hurtAt);
   }
 
   /** How often subscribers were told. */

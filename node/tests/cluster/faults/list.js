@@ -1,7 +1,7 @@
 // The faults: what each does to brokers or nodes, and how it is undone.
 //
-// Owns: which fault means what on which bus. A fault is `{ what, begin, end, holdMs }`; it is in force from the end of
-// `begin` for `holdMs`, then comes `end`, where there is one.
+// Owns: which fault means what on which bus. A fault is `{ what, prepare, begin, end, holdMs }`: `prepare` hurts nobody,
+// `begin` hurts, and after `holdMs` comes `end`, where there is one.
 
 import { execFile } from 'node:child_process';
 import path from 'node:path';
@@ -17,11 +17,8 @@ const isRedis = (bus) => ['redis', 'valkey', 'sentinel', 'redis-single'].include
 const isNats = (bus) => bus.startsWith('nats');
 
 /** The broker that is hurt: a Redis master, else the first. */
-async function primary({ bus, brokers }) {
-  if (isRedis(bus)) {
-    return (await masters(brokers))[0];
-  }
-  return brokers.names[0];
+async function choose(cell) {
+  cell.victim = isRedis(cell.bus) ? (await masters(cell.brokers))[0] : cell.brokers.names[0];
 }
 
 async function redisCli(brokers, name, ...args) {
@@ -92,10 +89,8 @@ function pauseBroker(ms) {
   return {
     what: `a broker is stopped for ${ms / 1000} s (SIGSTOP) and goes on`,
     holdMs: ms,
-    async begin(cell) {
-      cell.victim = await primary(cell);
-      cell.brokers.signal(cell.victim, 'SIGSTOP');
-    },
+    prepare: choose,
+    begin: ({ brokers, victim }) => brokers.signal(victim, 'SIGSTOP'),
     end: ({ brokers, victim }) => brokers.signal(victim, 'SIGCONT'),
   };
 }
@@ -104,10 +99,8 @@ export const FAULTS = {
   kill: {
     what: 'a broker (a Redis master) is killed, and started again after 5 s with its data',
     holdMs: 5_000,
-    async begin(cell) {
-      cell.victim = await primary(cell);
-      await cell.brokers.kill(cell.victim);
-    },
+    prepare: choose,
+    begin: ({ brokers, victim }) => brokers.kill(victim),
     end: ({ brokers, victim }) => brokers.again(victim),
   },
   leader: {
@@ -123,10 +116,10 @@ export const FAULTS = {
   restart: {
     what: 'a broker ends as it is asked to, and is started again at once',
     holdMs: 0,
-    async begin(cell) {
-      cell.victim = await primary(cell);
-      await cell.brokers.end(cell.victim);
-      cell.brokers.again(cell.victim);
+    prepare: choose,
+    async begin({ brokers, victim }) {
+      await brokers.end(victim);
+      brokers.again(victim);
     },
   },
   pause3: pauseBroker(3_000),
@@ -147,10 +140,12 @@ export const FAULTS = {
   wipe: {
     what: 'the data is gone: FLUSHALL on Redis, else all brokers are killed and started again with empty disks',
     holdMs: 0,
-    async begin({ bus, brokers }) {
+    async prepare(cell) {
+      cell.masters = isRedis(cell.bus) ? await masters(cell.brokers) : [];
+    },
+    async begin({ bus, brokers, masters: all }) {
       if (isRedis(bus)) {
-        const flushes = (await masters(brokers)).map((name) => redisCli(brokers, name, 'flushall'));
-        await Promise.all(flushes);
+        await Promise.all(all.map((name) => redisCli(brokers, name, 'flushall')));
         return;
       }
       await brokers.kill(...brokers.names);
@@ -162,12 +157,12 @@ export const FAULTS = {
     what: 'a Redis master dies whose replica has not followed it for 2 s; the replica is promoted',
     buses: ['redis', 'valkey', 'sentinel'],
     holdMs: 6_000,
-    async begin(cell) {
-      cell.victim = await primary(cell);
+    async prepare(cell) {
+      await choose(cell);
       cell.replicas = await stopReplication(cell.brokers, cell.victim);
       await pause(2_000);
-      await cell.brokers.kill(cell.victim);
     },
+    begin: ({ brokers, victim }) => brokers.kill(victim),
     async end({ brokers, victim, replicas }) {
       for (const name of replicas) {
         await redisCli(brokers, name, 'config', 'set', 'masterauth', '');

@@ -24,6 +24,7 @@ ${Object.entries(FAULTS).map(([name, { what }]) => `               ${name.padEnd
   --subset   what ./test runs
   --rate N   publications a second of each of three publishers (50)
   --times N  how often each (1)
+  --verbose  when each node was red and green, and the errors that publishers got
   --keep     keep the brokers and their data where a cell went wrong
   --json F   the results, to a file
   --help     this text
@@ -32,7 +33,8 @@ Example: deploy/local/faults --bus nats --fault leader,pause15
 
 Every cell has brokers and three nodes of its own, on free ports, and stops them. A subscriber and a publisher on each
 node speak the bare protocol: 8 channels with history, 4 without. Counted are deliveries, over all subscribers.
-  lost/told    acknowledged, not delivered, and the subscriber was told that it may have missed something there
+  told         how often a subscriber of a channel was told that it may have missed something
+  lost/told    acknowledged, not delivered, and it was told so there: with history; passing: the same without history
   lost/silent  the same without a word: must be 0
   double, reordered, ghost (refused but delivered), clash (one offset for two publications): must be 0
   red          from the fault to the first node that is not ready; healed: from the repair (or the fault, where
@@ -46,6 +48,7 @@ const { values } = parseArgs({
     subset: { type: 'boolean' },
     rate: { type: 'string', default: '50' },
     times: { type: 'string', default: '1' },
+    verbose: { type: 'boolean' },
     keep: { type: 'boolean' },
     json: { type: 'string' },
     help: { type: 'boolean' },
@@ -54,7 +57,7 @@ const { values } = parseArgs({
 
 const COLUMNS = [
   ['bus', 'bus'], ['fault', 'fault'], ['published', 'published'], ['acked', 'acked'], ['refused', 'refused'],
-  ['unknown', 'unknown'], ['delivered', 'delivered'], ['told', 'told'], ['lost/told', 'lostTold'],
+  ['unknown', 'unknown'], ['delivered', 'delivered'], ['told', 'told'], ['lost/told', 'lostKept'], ['passing', 'lostPassing'],
   ['lost/silent', 'lostSilent'], ['double', 'doubles'], ['reordered', 'reordered'], ['ghost', 'ghosts'],
   ['clash', 'clashes'], ['red', 'redMs'], ['silence', 'silenceMs'], ['healed', 'healedMs'],
 ];
@@ -87,6 +90,8 @@ function wanted() {
   return buses.flatMap((bus) => faults.filter((fault) => applies(fault, bus)).map((fault) => [bus, fault]));
 }
 
+// Each node that a cell starts is killed should this process end.
+process.setMaxListeners(0);
 if (values.help) {
   console.log(HELP);
   process.exit(0);
@@ -98,7 +103,7 @@ for (const [bus, fault] of wanted()) {
     say(`${bus} ${fault}: ${FAULTS[fault].what}`);
     const began = performance.now();
     const failed = (error) => ({ bus, fault, failure: error.message });
-    const result = await runCell(bus, fault, { rate: Number(values.rate), keep: values.keep, say }).catch(failed);
+    const result = await runCell(bus, fault, { rate: Number(values.rate), keep: values.keep, verbose: values.verbose, say }).catch(failed);
     results.push(result);
     say(`  ${isWrong(result) ? 'WRONG' : 'ok'} after ${Math.round((performance.now() - began) / 1_000)} s`);
   }
