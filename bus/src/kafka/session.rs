@@ -254,6 +254,7 @@ fn producer_config(options: &KafkaOptions) -> ClientConfig {
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
+        .set("max.in.flight.requests.per.connection", options.in_flight_max.clamp(1, 5).to_string())
         .set("linger.ms", options.linger_ms.to_string())
         .set("request.timeout.ms", "1500")
         .set("message.timeout.ms", DELIVERY_MS_MAX.to_string())

@@ -21,8 +21,16 @@ use crate::live::{Broker, Start};
 /// Nodes of a cluster under test, at most.
 pub(crate) const NODES: usize = 3;
 
-/// How long a broker may take to start on a busy machine.
-const START_MAX: Duration = Duration::from_secs(120);
+/// How long a broker may take to start on a busy machine, all attempts together, and how long one attempt.
+const START_MAX: Duration = Duration::from_secs(180);
+const ATTEMPT_MAX: Duration = Duration::from_secs(60);
+
+/// Listeners of a broker that are not some node's.
+const FIXED: usize = 3;
+
+/// Who may use the listener with a login.
+pub(crate) const USER: &str = "ringmain";
+pub(crate) const PASSWORD: &str = "tell:nobody@all";
 
 const VERSION: &str = "4.3.1";
 const CLUSTER_ID: &str = "cmluZ21haW4tdGVzdHMtMQ";
@@ -70,7 +78,7 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream) {
 /// One broker.
 struct Server {
     directory: PathBuf,
-    /// Advertised as it is; for the controllers; for each node.
+    /// Advertised as it is; for the controllers; with a login; for each node.
     ports: Vec<u16>,
     relays: Vec<Relay>,
     process: Option<Process>,
@@ -88,9 +96,9 @@ impl Servers {
     /// Formats and starts so many brokers.
     pub(crate) fn new(count: usize) -> Servers {
         let directory = tempfile::Builder::new().prefix("ringmain-kafka-").tempdir().unwrap();
-        let ports = process::free_ports(count * (2 + NODES));
+        let ports = free_ports(count * (FIXED + NODES));
         let servers: Vec<Server> = ports
-            .chunks(2 + NODES)
+            .chunks(FIXED + NODES)
             .enumerate()
             .map(|(index, ports)| Server {
                 directory: directory.path().join(format!("n{}", index + 1)),
@@ -130,6 +138,11 @@ impl Servers {
         self.servers.iter().map(|server| format!("127.0.0.1:{}", server.ports[0])).collect()
     }
 
+    /// Addresses at which user and password are asked for.
+    pub(crate) fn brokers_with_login(&self) -> Vec<String> {
+        self.servers.iter().map(|server| format!("127.0.0.1:{}", server.ports[2])).collect()
+    }
+
     /// SIGKILL to one broker.
     pub(crate) fn kill(&mut self, server: usize) {
         self.servers[server].kill();
@@ -145,22 +158,37 @@ impl Servers {
         self.servers.iter_mut().for_each(Server::resume);
         self.start_all();
     }
+}
 
-    /// The server of this port of [`Servers::brokers`].
-    pub(crate) fn server_at(&self, port: i32) -> usize {
-        let is_at = |server: &Server| server.ports[0] == port as u16;
-        self.servers.iter().position(is_at).expect("a broker of ours")
+/// Ports of loopback that nobody has, and that the system gives to nobody who asks for any: a broker that is killed
+/// finds them free when it is started again.
+fn free_ports(count: usize) -> Vec<u16> {
+    const FIRST: u32 = 10_000;
+    const LAST: u32 = 32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let begin = std::process::id().wrapping_mul(7_919).wrapping_add(clock.subsec_nanos());
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let drawn = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = (FIRST + drawn % (LAST - FIRST)) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            ports.push(port);
+        }
     }
+    ports
 }
 
 impl Server {
     fn properties(&self, id: usize, count: usize, voters: &str) -> String {
         let listener = |name: &str, port: u16| format!("{name}://127.0.0.1:{port}");
-        let mut listeners = vec![listener("DIRECT", self.ports[0]), listener("CONTROLLER", self.ports[1])];
-        let mut advertised = vec![listener("DIRECT", self.ports[0])];
-        let mut protocols = vec!["DIRECT:PLAINTEXT".to_owned(), "CONTROLLER:PLAINTEXT".to_owned()];
+        let [direct, controller, login] = [self.ports[0], self.ports[1], self.ports[2]];
+        let mut advertised = vec![listener("DIRECT", direct), listener("LOGIN", login)];
+        let mut listeners = [advertised.clone(), vec![listener("CONTROLLER", controller)]].concat();
+        let mut protocols =
+            ["DIRECT:PLAINTEXT", "CONTROLLER:PLAINTEXT", "LOGIN:SASL_PLAINTEXT"].map(str::to_owned).to_vec();
         for (node, relay) in self.relays.iter().enumerate() {
-            listeners.push(listener(&format!("NODE{node}"), self.ports[2 + node]));
+            listeners.push(listener(&format!("NODE{node}"), self.ports[FIXED + node]));
             advertised.push(listener(&format!("NODE{node}"), relay.port));
             protocols.push(format!("NODE{node}:PLAINTEXT"));
         }
@@ -179,7 +207,9 @@ impl Server {
              auto.create.topics.enable=false\nauto.leader.rebalance.enable=false\n\
              broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=300\n\
              controller.quorum.fetch.timeout.ms=1000\ncontroller.quorum.election.timeout.ms=500\n\
-             controlled.shutdown.enable=false\n",
+             controlled.shutdown.enable=false\nsasl.enabled.mechanisms=PLAIN\n\
+             listener.name.login.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n",
             listeners.join(","),
             advertised.join(","),
             protocols.join(","),
@@ -244,14 +274,32 @@ impl Server {
         self.process = Some(process::start(&java, &arguments, &self.directory, &self.log()));
     }
 
+    /// A port that somebody has for a moment makes a broker end at once: then it is started again.
     fn await_started(&mut self) {
-        let (log, ends) = (self.log(), Instant::now() + START_MAX);
-        let is_started =
-            || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("Kafka Server started"));
-        while !is_started() {
+        let ends = Instant::now() + START_MAX;
+        let mut attempt_ends = Instant::now() + ATTEMPT_MAX;
+        loop {
+            let log = self.log();
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if text.contains("Kafka Server started") {
+                return;
+            }
             assert!(Instant::now() < ends, "Kafka did not start:\n{}", process::tail(&log));
+            if !self.runs() || Instant::now() >= attempt_ends {
+                self.kill();
+                self.start();
+                attempt_ends = Instant::now() + ATTEMPT_MAX;
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Whether its process is there and has not ended.
+    fn runs(&self) -> bool {
+        let Some(process) = &self.process else { return false };
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
+        // The state is the first field behind the name, which is in parentheses.
+        status.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
     }
 
     fn kill(&mut self) {
@@ -317,7 +365,8 @@ impl Kafka {
         Kafka { guard: Guard::Alone(guard), topic }
     }
 
-    fn servers(&self) -> &Servers {
+    /// The brokers themselves.
+    pub(crate) fn servers(&self) -> &Servers {
         match &self.guard {
             Guard::Shared(servers) => servers,
             Guard::Alone(servers) => servers,
@@ -346,7 +395,7 @@ impl Servers {
     /// Addresses that lead a node through its proxies.
     pub(crate) fn through(&self, node: usize, proxies: &Arc<Proxies>) -> Vec<String> {
         let through = |server: &Server| {
-            let (_, port) = proxies.through("127.0.0.1", server.ports[2 + node]);
+            let (_, port) = proxies.through("127.0.0.1", server.ports[FIXED + node]);
             server.relays[node].to.store(port, Ordering::Release);
             format!("127.0.0.1:{}", server.relays[node].port)
         };
