@@ -5,12 +5,14 @@
 // A subscriber's log of one channel is what it saw, in order: `{ publisher, n, offset, epoch }` for a publication,
 // `{ told }` where it was told that it may have missed something: "not recovered" on a channel with history; on one
 // without, every subscription after the first (what ended the one before was said: 2500, or a closed connection).
-// A publisher numbers what it sends to a channel 1, 2, 3, …, in the order of sending. So what is missing lies between
+// Order without history is that of one publisher's connection (`session`): what it sent before it went elsewhere may
+// come later. A publisher numbers what it sends to a channel 1, 2, 3, …, in the order of sending. So what is missing lies between
 // its neighbours of the same publisher, and it was told if a "told" stands between them. Every publisher's last
 // number arrives everywhere (the run waits for that), so there is always a neighbour behind. Where the position that
 // was acknowledged is known, its neighbours in the stream are taken instead: repeats leave the order of numbers.
 
 const key = ({ publisher, n }) => `${publisher} ${n}`;
+const session = ({ publisher, session: number }) => `${publisher} ${number}`;
 
 /** Numbers of one channel at one subscriber. `sent` is what publishers know: `{ publisher, n, outcome }`. */
 export function judge(log, sent) {
@@ -61,10 +63,10 @@ function arrivals(log, note) {
         note('reordered', entry);
       }
       last = entry;
-    } else if (entry.n < (newest.get(entry.publisher) ?? 0)) {
+    } else if (entry.n < (newest.get(session(entry)) ?? 0)) {
       note('reordered', entry);
     }
-    newest.set(entry.publisher, Math.max(entry.n, newest.get(entry.publisher) ?? 0));
+    newest.set(session(entry), Math.max(entry.n, newest.get(session(entry)) ?? 0));
   }
   return seen;
 }

@@ -37,6 +37,9 @@ check('an offset that goes back', [at(1, 2), at(2, 1)], acked(2), { reordered: 1
 check('an offset that stays', [at(1, 1), at(2, 1)], acked(2), { reordered: 1 });
 check('offsets of another epoch begin anew', [at(1, 7), at(2, 1, 'f')], acked(2), {});
 check('without offsets a publisher keeps its order', [plain(2), plain(1)], acked(2), { reordered: 1 });
+const passing = (n, session) => ({ publisher: 'p', n, session, offset: 0 });
+check('without offsets a connection keeps its order', [passing(2, 1), passing(1, 1)], acked(2), { reordered: 1 });
+check('an earlier connection may come later', [passing(1, 1), passing(3, 2), passing(2, 1)], acked(3), {});
 check('without offsets publishers are free of each other', [plain(2), plain(1, 'q')], sent('unknown', 'acked'), {});
 check('an unknown one may be missing', [at(1), at(3)], sent('acked', 'unknown', 'acked'), {});
 check('an unknown one may come', [at(1), at(2)], sent('acked', 'unknown'), {});

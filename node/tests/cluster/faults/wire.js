@@ -253,8 +253,8 @@ class Seen {
   }
 
   take({ data, offset = 0 }) {
-    const [publisher, n] = data;
-    this.log.push({ publisher, n, offset, epoch: this.epoch });
+    const [publisher, n, session] = data;
+    this.log.push({ publisher, n, session, offset, epoch: this.epoch });
     this.times.push(performance.now());
     this.offset = offset || this.offset;
     this.newest.set(publisher, Math.max(n, this.newest.get(publisher) ?? 0));
@@ -271,6 +271,11 @@ export class Publisher extends Client {
     this.next = 0;
     this.inflight = 0;
     this.codes = new Map();
+    this.sessions = 0;
+  }
+
+  connected() {
+    this.sessions += 1;
   }
 
   /** Publishes to the next channel, unless too much is on its way. */
@@ -286,7 +291,7 @@ export class Publisher extends Client {
     const entry = { publisher: this.name, n: list.length + 1, outcome: 'unknown', at: performance.now() };
     list.push(entry);
     this.inflight += 1;
-    const { publish, error } = await this.ask({ publish: { channel, data: [this.name, entry.n] } });
+    const { publish, error } = await this.ask({ publish: { channel, data: [this.name, entry.n, this.sessions] } });
     this.inflight -= 1;
     if (publish) {
       entry.outcome = 'acked';
