@@ -31,6 +31,7 @@ use bytes::Bytes;
 
 use crate::epoch::{Epoch, Position};
 use crate::lineage::Lineage;
+pub use crate::runtime::{BackendEnds, HubEnds, REPLIES_MAX, ends};
 use crate::types::{Accepted, BusError, ChannelOptions, HistoryQuery, Page, PublicationId, PublishError};
 
 /// Time between two canaries of a domain, in milliseconds.
@@ -217,37 +218,6 @@ pub fn append_record(page: &mut Vec<u8>, offset: u64, record: &[u8]) -> bool {
     publication.offset = offset;
     publication.write_record(page);
     true
-}
-
-/// The hub's ends of the way to a backend.
-///
-/// Requests are bounded by the hub: its commands in flight and its channels. Replies are bounded: a backend that
-/// waits for room stops reading from the broker, which then cuts it, and that is a loss.
-#[derive(Debug)]
-pub struct HubEnds {
-    /// To the backend.
-    pub requests: tokio::sync::mpsc::UnboundedSender<Request>,
-    /// From the backend.
-    pub replies: tokio::sync::mpsc::Receiver<Reply>,
-}
-
-/// The backend's ends.
-#[derive(Debug)]
-pub struct BackendEnds {
-    /// From the hub. Closed: the node ends.
-    pub requests: tokio::sync::mpsc::UnboundedReceiver<Request>,
-    /// To the hub.
-    pub replies: tokio::sync::mpsc::Sender<Reply>,
-}
-
-/// Replies on their way to the hub.
-pub const REPLIES_MAX: usize = 4_096;
-
-/// Both ends.
-pub fn ends() -> (HubEnds, BackendEnds) {
-    let (requests, requested) = tokio::sync::mpsc::unbounded_channel();
-    let (replies, replied) = tokio::sync::mpsc::channel(REPLIES_MAX);
-    (HubEnds { requests, replies: replied }, BackendEnds { requests: requested, replies })
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub mod nats;
 pub mod nonce;
 pub mod position;
 pub mod redis;
+mod runtime;
 pub mod sim;
 pub mod suite;
 pub mod types;

@@ -8,7 +8,6 @@
 //! for [`HubOptions::linger_ms`] after; `Up` is said only when every open channel is whole.
 
 mod reads;
-mod run;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -22,8 +21,8 @@ use crate::epoch::Position;
 use crate::link::{Command, End, Told};
 use crate::types::{BusError, ChannelId, Health, HistoryQuery, PublishError, Token};
 
+pub use crate::runtime::run;
 use reads::{Reads, Waiter};
-pub use run::run;
 pub use watch::{FILL_PUBLICATIONS_MAX, HELD_MAX};
 use watch::{Next, Outlet, State, Watch};
 

@@ -1,20 +1,52 @@
-//! The hub's loop on the control thread.
+//! What joins hub and backend on the control thread: the queues between them, and the hub's loop.
 //!
-//! Owns: when the hub is given what. Must not know: brokers.
+//! Owns: when the hub is given what. Must not know: brokers, chains. Apart from the backends it is all of this crate
+//! that knows a runtime.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringmain_proto::time::Now;
-use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Notify, mpsc};
 
-use super::Hub;
-use crate::backend::HubEnds;
+use crate::backend::{Reply, Request};
+use crate::hub::Hub;
 use crate::link::End;
 
 /// Commands of one port, and replies of the backend, taken before others have their turn.
 const TAKEN_PER_TURN_MAX: usize = 512;
+
+/// The hub's ends of the way to a backend.
+///
+/// Requests are bounded by the hub: its commands in flight and its channels. Replies are bounded: a backend that
+/// waits for room stops reading from the broker, which then cuts it, and that is a loss.
+#[derive(Debug)]
+pub struct HubEnds {
+    /// To the backend.
+    pub requests: mpsc::UnboundedSender<Request>,
+    /// From the backend.
+    pub replies: mpsc::Receiver<Reply>,
+}
+
+/// The backend's ends.
+#[derive(Debug)]
+pub struct BackendEnds {
+    /// From the hub. Closed: the node ends.
+    pub requests: mpsc::UnboundedReceiver<Request>,
+    /// To the hub.
+    pub replies: mpsc::Sender<Reply>,
+}
+
+/// Replies on their way to the hub.
+pub const REPLIES_MAX: usize = 4_096;
+
+/// Both ends.
+pub fn ends() -> (HubEnds, BackendEnds) {
+    let (requests, requested) = mpsc::unbounded_channel();
+    let (replies, replied) = mpsc::channel(REPLIES_MAX);
+    (HubEnds { requests, replies: replied }, BackendEnds { requests: requested, replies })
+}
 
 /// Runs a hub until the backend ends. `commands` is notified by the ports; `told` sees the hub after every turn (its
 /// health and figures).
