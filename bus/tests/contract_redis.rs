@@ -6,7 +6,7 @@ mod servers;
 
 use live::Live;
 use ringmain_bus::redis::Interest;
-use servers::{Pair, Shared, shared_single};
+use servers::{Kind, Pair, Shared, shared_single};
 
 /// Three nodes on one server.
 mod single {
@@ -39,7 +39,7 @@ mod pair {
     use super::*;
 
     fn cluster() -> Live<Pair> {
-        Live::new(Pair::start(|_| ()), 3)
+        Live::new(Pair::start(Kind::Redis, |_| ()), 3)
     }
 
     crate::redis_faults!(cluster());

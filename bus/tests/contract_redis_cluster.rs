@@ -6,14 +6,14 @@ mod servers;
 
 use live::Live;
 use ringmain_bus::redis::Interest;
-use servers::{Redises, Shared, shared_cluster};
+use servers::{Kind, Redises, Shared, shared_cluster};
 
 /// Nothing fails.
 mod whole {
     use super::*;
 
     fn cluster() -> Live<Shared> {
-        Live::new(Shared::new(shared_cluster()), 3)
+        Live::new(Shared::new(shared_cluster(Kind::Redis)), 3)
     }
 
     ringmain_bus::contract_suite!(cluster());
@@ -25,7 +25,7 @@ mod slots {
     use super::*;
 
     fn cluster() -> Live<Shared> {
-        let mut options = shared_cluster();
+        let mut options = shared_cluster(Kind::Redis);
         options.interest = Interest::Slots;
         options.prefix = "slots".to_owned();
         Live::new(Shared::new(options), 2)
@@ -47,7 +47,7 @@ mod faults {
     use super::*;
 
     fn cluster() -> Live<Redises> {
-        Live::new(Redises::start(|_| ()), 3)
+        Live::new(Redises::start(Kind::Redis, |_| ()), 3)
     }
 
     crate::redis_faults!(cluster());

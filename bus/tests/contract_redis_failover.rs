@@ -13,7 +13,7 @@ use ringmain_bus::backend::{Call, HubEnds, OwnedId, Reply, Request, Target, ends
 use ringmain_bus::redis::{Credentials, Durability, RedisOptions, Secret, Tls, check};
 use ringmain_bus::suite::{Faults, Probe};
 use ringmain_bus::{ChannelOptions, HistoryQuery, PublishError};
-use servers::{Pair, ROOM, Redises, Server, Shared, Trio, settle_down, shared_trio};
+use servers::{Kind, Pair, ROOM, Redises, Server, Shared, Trio, settle_down, shared_trio};
 
 /// All that is kept.
 const ALL: HistoryQuery = HistoryQuery { since: None, limit: 1000, reverse: false };
@@ -37,7 +37,7 @@ fn history<C: Faults>(probe: &mut Probe<C>, name: &str) -> Vec<String> {
 /// on as a master for the node that still finds it there.
 #[test]
 fn a_stale_master_that_wakes_names_nothing_twice_and_loses_nothing() {
-    let mut probe = Probe::new(Live::new(Pair::start(|_| ()), 2));
+    let mut probe = Probe::new(Live::new(Pair::start(Kind::Redis, |_| ()), 2));
     let name = probe.name("stale");
     probe.open_all(&name, &ROOM);
     let mut accepted = Vec::new();
@@ -80,7 +80,7 @@ fn a_stale_master_that_wakes_names_nothing_twice_and_loses_nothing() {
 /// What a promoted replica does not have is published again by the node that passed its ack on, once.
 #[test]
 fn what_a_failover_took_is_published_again() {
-    let mut probe = Probe::new(Live::new(Pair::start(|_| ()), 2));
+    let mut probe = Probe::new(Live::new(Pair::start(Kind::Redis, |_| ()), 2));
     let name = probe.name("again");
     probe.open_all(&name, &ROOM);
     let mut accepted = Vec::new();
@@ -105,7 +105,7 @@ fn what_a_failover_took_is_published_again() {
 #[test]
 fn durability_of_a_replica_waits_for_it() {
     let adapt = |options: &mut RedisOptions| options.durability = Durability::Replicas(1);
-    let mut probe = Probe::new(Live::new(Pair::start(adapt), 1));
+    let mut probe = Probe::new(Live::new(Pair::start(Kind::Redis, adapt), 1));
     let name = probe.name("durable");
     // On a busy machine the replica may be late: then the answer is not known, and another is published.
     let ends = Instant::now() + Duration::from_secs(60);
@@ -132,7 +132,7 @@ fn durability_of_a_replica_waits_for_it() {
 #[test]
 fn a_cluster_elects_and_all_goes_on() {
     for paused in [false, true] {
-        let mut probe = Probe::new(Live::new(Redises::start(|_| ()), 2));
+        let mut probe = Probe::new(Live::new(Redises::start(Kind::Redis, |_| ()), 2));
         let names: Vec<String> = (0..12).map(|index| probe.name(&format!("elect-{index}"))).collect();
         names.iter().for_each(|name| probe.open_all(name, &ROOM));
         let publish_all = |probe: &mut Probe<Live<Redises>>| {
@@ -171,7 +171,7 @@ fn a_cluster_elects_and_all_goes_on() {
 /// Slots move from one master to another, and their channels with them.
 #[test]
 fn channels_follow_their_slots() {
-    let mut probe = Probe::new(Live::new(Redises::start(|_| ()), 2));
+    let mut probe = Probe::new(Live::new(Redises::start(Kind::Redis, |_| ()), 2));
     let name = probe.name("moving");
     probe.open_all(&name, &ROOM);
     probe.publish(0, &name, &ROOM);
@@ -286,6 +286,22 @@ fn a_burst_arrives_whole() {
     });
 }
 
+/// P12: a position is kept while its channel is open, however short its time, and goes when it is not.
+#[test]
+fn an_open_channel_keeps_its_position() {
+    const BRIEF: ChannelOptions = ChannelOptions { history_size: 5, history_ttl_ms: 200, meta_ttl_ms: 4_000 };
+    let mut probe = Probe::new(Live::new(Shared::new(servers::shared_single()), 2));
+    let (open, closed) = (probe.name("kept"), probe.name("left"));
+    probe.open(1, &open, &BRIEF);
+    probe.publish(0, &open, &BRIEF);
+    let left = probe.publish(0, &closed, &BRIEF).position;
+    probe.settle_arrivals();
+    let before = probe.cursor(1, &open);
+    probe.run_for(9_000);
+    assert_eq!(Some(probe.top(0, &open, &BRIEF)), before);
+    assert_ne!(probe.top(0, &closed, &BRIEF).epoch, left.epoch);
+}
+
 /// Interest in many channels is whole again soon after a cut.
 mod interest {
     use super::*;
@@ -332,7 +348,7 @@ mod interest {
 
     #[test]
     fn ten_thousand_channels_of_a_cluster() {
-        let cluster = Redises::start(|_| ());
+        let cluster = Redises::start(Kind::Redis, |_| ());
         let names = (0..10_000).map(|index| format!("channel-{index}")).collect();
         let took = healed(cluster.options(), names);
         println!("10,000 channels are subscribed {took:?} after a cut");
@@ -341,7 +357,7 @@ mod interest {
 
     #[test]
     fn a_hundred_thousand_users_by_slot() {
-        let cluster = Redises::start(|_| ());
+        let cluster = Redises::start(Kind::Redis, |_| ());
         let names = (0..100_000).map(|index| format!("user:{index}")).collect();
         let took = healed(cluster.options(), names);
         println!("100,000 users are subscribed {took:?} after a cut");
@@ -368,7 +384,7 @@ mod secured {
 
     #[test]
     fn a_user_and_password_are_asked_for() {
-        let port = live::process::free_ports(1)[0];
+        let port = servers::ports(1)[0];
         let lines = ["user default off".to_owned(), "user node on >secret ~rm.* &rm.* +@all".to_owned()];
         let _server = Server::start_unready(port, &lines);
         let mut options = url(port);
@@ -387,7 +403,7 @@ mod secured {
         let directory = tempfile::tempdir().unwrap();
         servers::make_certificate(directory.path());
         let file = |name: &str| directory.path().join(name);
-        let port = live::process::free_ports(1)[0];
+        let port = servers::ports(1)[0];
         let lines = [
             "port 0".to_owned(),
             format!("tls-port {port}"),

@@ -34,7 +34,7 @@ local function load(m)
   local top, floor, last, oldest, ids, expires, gone = unpack_from('>I8I8I8I8I8I8I8', m, 49)
   return {
     replid = sub(m, 1, 40), epoch = sub(m, 41, 48), lineage = sub(m, 105), top = top, floor = floor, last = last,
-    oldest = oldest, ids = ids, expires = expires, gone = gone, word = false, dirty = false, renew = false,
+    oldest = oldest, ids = ids, expires = expires, gone = gone, word = false, dirty = false, renew = false, m = m,
   }
 end
 
@@ -110,9 +110,11 @@ local function touch(key, nonce, ttl, keep, field)
   return s, found
 end
 
+-- Stores the state if it changed; `s.m` is what is stored then.
 local function save(s, key, ...)
   if s.dirty then
-    call('HSET', key, 'm', state(s), ...)
+    s.m = state(s)
+    call('HSET', key, 'm', s.m, ...)
     s.dirty = false
   end
   if s.renew then
@@ -164,7 +166,7 @@ function operations.P(key)
     if time + window > now then
       save(s, key)
       say_word(s, key, channel, 0)
-      return { 'P', state(s), string.format('%.0f', offset), 1 }
+      return { 'P', s.m, string.format('%.0f', offset), 1 }
     end
   end
   if s.word then
@@ -181,7 +183,7 @@ function operations.P(key)
   if s.top % IDS_EVERY == 0 then forget_ids(s, key, window, most) end
   save(s, key, offset, stamp .. envelope, 'i' .. id, pack('>I8', s.top) .. stamp, 'j' .. offset, stamp .. id)
   tell(s, key, channel, 0, previous, envelope)
-  return { 'P', state(s), offset, 0 }
+  return { 'P', s.m, offset, 0 }
 end
 
 -- A publication on an ephemeral channel: a counter under the same rule.
@@ -193,7 +195,7 @@ function operations.E(key)
   s.top, s.floor, s.ids, s.gone, s.last, s.dirty = top, top, top, top, now, true
   save(s, key)
   tell(s, key, channel, 1, previous, envelope)
-  return { 'E', state(s) }
+  return { 'E', s.m }
 end
 
 -- A read of history and position: since ('' for none), limit, reverse (1 or 0).
@@ -220,14 +222,14 @@ function operations.R(key)
       local entry = entries[i]
       if entry then
         bytes = bytes + #entry
-        if bytes > PAGE_BYTES and #page > 0 then return { 'R', state(s), 1, page } end
+        if bytes > PAGE_BYTES and #page > 0 then return { 'R', s.m, 1, page } end
         page[#page + 1] = fields[i]
         page[#page + 1] = sub(entry, 9)
       end
     end
     done = done + #fields
   end
-  return { 'R', state(s), more, page }
+  return { 'R', s.m, more, page }
 end
 
 -- Removes the history; the position stays.
@@ -239,7 +241,7 @@ function operations.C(key)
   save(s, key)
   say_word(s, key, channel, 0)
   drop(key, gone + 1, s.top)
-  return { 'C', state(s) }
+  return { 'C', s.m }
 end
 
 -- The canary: comes back over the subscription, with the server's life and that of its data.

@@ -213,6 +213,7 @@ impl RedisOptions {
             options.take_parameter(parameter)?;
         }
         options.take_environment(environment);
+        options.validate()?;
         Ok(options)
     }
 
@@ -248,7 +249,7 @@ impl RedisOptions {
     }
 
     /// Checks what only together makes sense.
-    pub fn validate(&self) -> Result<(), UrlError> {
+    fn validate(&self) -> Result<(), UrlError> {
         let halves = self.tls.as_ref().and_then(|tls| tls.identity.as_ref());
         match halves {
             Some((cert, key)) if cert.as_os_str().is_empty() != key.as_os_str().is_empty() => {
@@ -350,9 +351,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<RedisOptions, UrlError> {
-        let options = RedisOptions::from_url(url, |_| None)?;
-        options.validate()?;
-        Ok(options)
+        RedisOptions::from_url(url, |_| None)
     }
 
     #[test]

@@ -43,6 +43,16 @@ struct Place {
     backoff: Backoff,
     /// `Lost` was told and no `Back` since.
     is_lost: bool,
+    /// Why the last session did not begin, so that it is logged once.
+    failure: Option<session::Reason>,
+}
+
+impl Place {
+    fn count_replicas(&self, master: &Master) {
+        if let Some(replicas) = master.replicas {
+            self.replicas.set(replicas);
+        }
+    }
 }
 
 pub(super) struct Router {
@@ -149,6 +159,7 @@ impl Router {
             Word::Up(domain) => {
                 let Some(place) = self.places.get_mut(domain.0 as usize) else { return };
                 place.backoff.reset();
+                place.failure = None;
                 if let Some(live) = &mut place.live {
                     live.is_up = true;
                 }
@@ -158,8 +169,12 @@ impl Router {
             Word::Ended { domain, reason } => {
                 let Some(place) = self.places.get_mut(domain.0 as usize) else { return };
                 let was_up = place.live.take().is_some_and(|live| live.is_up);
+                if !was_up && place.failure.as_ref() != Some(&reason) {
+                    tracing::warn!(domain = domain.0, %reason, "a Redis master cannot be reached");
+                    place.failure = Some(reason.clone());
+                }
                 if was_up {
-                    tracing::warn!(domain = domain.0, reason, "a Redis master is lost");
+                    tracing::warn!(domain = domain.0, %reason, "a Redis master is lost");
                     place.is_lost = true;
                     self.tell_reachable().await;
                     self.context.tell(Reply::Lost { domain }).await;
@@ -206,7 +221,7 @@ impl Router {
                 Some(at) => {
                     let seen = unplaced.swap_remove(at);
                     let moved = seen.ranges != master.ranges;
-                    place.replicas.set(seen.replicas);
+                    place.count_replicas(&seen);
                     place.master = Some(seen);
                     if moved && let Some(live) = &mut place.live {
                         live.stop.take();
@@ -220,7 +235,9 @@ impl Router {
             let owned = |master: &Master| place.master.as_ref().map_or(0, |old| overlap(old, master));
             let heir = (0..unplaced.len()).max_by_key(|at| owned(&unplaced[*at]));
             let heir = heir.filter(|at| owned(&unplaced[*at]) > 0).map(|at| unplaced.swap_remove(at));
-            place.replicas.set(heir.as_ref().map_or(0, |heir| heir.replicas));
+            if let Some(heir) = &heir {
+                place.count_replicas(heir);
+            }
             place.master = heir;
             place.backoff.reset();
             if let Some(live) = &mut place.live {
@@ -230,11 +247,12 @@ impl Router {
         for master in unplaced {
             let free = self.places.iter().position(|place| place.master.is_none() && place.live.is_none());
             let place = Place {
-                replicas: Rc::new(Cell::new(master.replicas)),
+                replicas: Rc::new(Cell::new(master.replicas.unwrap_or(0))),
                 master: Some(master),
                 live: None,
                 backoff: Backoff::new(),
                 is_lost: false,
+                failure: None,
             };
             let index = free.unwrap_or(self.places.len());
             match self.places.get_mut(index) {

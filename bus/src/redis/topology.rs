@@ -38,8 +38,8 @@ pub(super) struct Master {
     pub(super) address: Address,
     /// Hash slots, from and to.
     pub(super) ranges: Vec<(u16, u16)>,
-    /// Replicas that are not known to be down.
-    pub(super) replicas: usize,
+    /// Replicas that are not known to be down; `None` where only the master itself can say.
+    pub(super) replicas: Option<usize>,
 }
 
 impl Master {
@@ -82,7 +82,7 @@ impl Asked {
         match &context.options.deployment {
             Deployment::Single => {
                 let address = context.options.servers.first()?.clone();
-                let replicas = context.options.replicas.unwrap_or(0);
+                let replicas = context.options.replicas;
                 Some(vec![Master { address, ranges: vec![(0, HASH_SLOTS - 1)], replicas }])
             }
             Deployment::Cluster => {
@@ -100,14 +100,14 @@ impl Asked {
                     self.known.pop_last();
                 }
                 let fixed = context.options.replicas;
-                let with = |master: Master| Master { replicas: fixed.unwrap_or(master.replicas), ..master };
+                let with = |master: Master| Master { replicas: fixed.or(master.replicas), ..master };
                 (!topology.is_empty()).then(|| topology.into_iter().map(with).collect())
             }
             Deployment::Sentinel { master } => {
                 let views = self.views(true, async |asked| named_by_sentinel(asked, master).await).await;
                 let newest = views.into_iter().map(|(_, view)| view).max_by_key(|view| view.0);
                 let (_, address, replicas) = newest?;
-                let replicas = context.options.replicas.unwrap_or(replicas);
+                let replicas = Some(context.options.replicas.unwrap_or(replicas));
                 Some(vec![Master { address, ranges: vec![(0, HASH_SLOTS - 1)], replicas }])
             }
         }
@@ -176,7 +176,7 @@ fn merged(views: &[(Address, String)]) -> (Topology, BTreeSet<Address>) {
         }
     }
     let master = |(address, ranges)| {
-        let replicas = replicas.get(&address).copied().unwrap_or(0);
+        let replicas = Some(replicas.get(&address).copied().unwrap_or(0));
         Master { address, ranges, replicas }
     };
     (masters.into_iter().map(master).collect(), nodes)
@@ -274,9 +274,10 @@ ee :0@0 master,noaddr - 0 0 0 disconnected";
     #[test]
     fn a_view_names_masters_slots_and_replicas() {
         let (masters, nodes) = merged(&[(at("10.0.0.1", 1), VIEW.to_owned())]);
-        let first = Master { address: at("10.0.0.1", 1), ranges: vec![(0, 8000), (8002, 8002)], replicas: 1 };
+        let first =
+            Master { address: at("10.0.0.1", 1), ranges: vec![(0, 8000), (8002, 8002)], replicas: Some(1) };
         assert_eq!(masters[0], first);
-        assert_eq!((masters[1].replicas, masters.len(), nodes.len()), (0, 2, 4));
+        assert_eq!((masters[1].replicas, masters.len(), nodes.len()), (Some(0), 2, 4));
         assert!(masters[1].owns(8001) && masters[1].owns(16383) && !masters[1].owns(8002));
     }
 

@@ -1,8 +1,10 @@
 //! Real Redis servers for tests: one with a replica, a cluster of six, a Sentinel trio.
 #![allow(dead_code, reason = "each program of tests uses its part of it")]
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use ringmain_bus::redis::{Deployment, RedisOptions};
 use ringmain_bus::suite::{Answer, Cluster, Faults, Probe, Seen};
 use ringmain_bus::{BusError, ChannelOptions, Health, HistoryQuery, PublishError, Since};
 
-use crate::live::process::{Process, free_ports, program, start};
+use crate::live::process::{Process, program, start};
 use crate::live::proxy::Proxies;
 use crate::live::{Broker, Start};
 
@@ -28,16 +30,45 @@ pub(crate) struct Server {
     paused: bool,
 }
 
-/// Which server's program: Redis, or Valkey where it is named.
-fn server_program() -> PathBuf {
-    match std::env::var("RINGMAIN_TEST_REDIS") {
-        Ok(name) => program(&name, "valkey"),
-        Err(_) => program("redis-server", "redis"),
+/// Which server's program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Redis,
+    Valkey,
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Kind::Redis => program("redis-server", "redis"),
+            Kind::Valkey => program("valkey-server", "valkey"),
+        }
     }
 }
 
+/// Ports that nobody listens on, and that nobody gets for a connection going out: a server that is killed and started
+/// again has to find its port free.
+pub(crate) fn ports(count: usize) -> Vec<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let outgoing = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768u32);
+    const FIRST: u32 = 10_240;
+    // Where all ports are for connections going out, any will do that is free now.
+    let room = if outgoing > FIRST + 4_096 { outgoing - FIRST } else { 20_000 };
+    let mut found = Vec::new();
+    while found.len() < count {
+        let number = std::process::id().wrapping_mul(613).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % room).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            found.push(port);
+        }
+    }
+    found
+}
+
 fn directory(port: u16) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("ringmain-redis-{}-{port}", std::process::id()));
+    let directory =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-{}-{port}", std::process::id()));
     let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).unwrap();
     directory
@@ -45,22 +76,22 @@ fn directory(port: u16) -> PathBuf {
 
 impl Server {
     /// A server whose configuration is `lines` beside what all have.
-    pub(crate) fn start(port: u16, lines: &[String], sentinel: bool) -> Server {
-        Server::start_in(directory(port), port, lines, sentinel)
+    pub(crate) fn start(kind: Kind, port: u16, lines: &[String]) -> Server {
+        Server::start_in(kind, directory(port), port, lines, false)
     }
 
     /// One that does not answer everybody: ready when it listens.
     pub(crate) fn start_unready(port: u16, lines: &[String]) -> Server {
-        Server::launch(directory(port), port, lines, false)
+        Server::launch(Kind::Redis, directory(port), port, lines, false)
     }
 
-    fn start_in(directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
-        let server = Server::launch(directory, port, lines, sentinel);
+    fn start_in(kind: Kind, directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
+        let server = Server::launch(kind, directory, port, lines, sentinel);
         server.await_ready();
         server
     }
 
-    fn launch(directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
+    fn launch(kind: Kind, directory: PathBuf, port: u16, lines: &[String], sentinel: bool) -> Server {
         let mut config = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.display());
         if !sentinel {
             config.push_str(
@@ -72,17 +103,17 @@ impl Server {
         std::fs::write(&file, config).unwrap();
         let mut arguments = vec![file.display().to_string()];
         arguments.extend(sentinel.then(|| "--sentinel".to_owned()));
-        let program = server_program();
+        let program = kind.program();
         let log = directory.join("log");
         let mut process = start(&program, &arguments, &directory, &log);
         process.await_port(port, &log);
         Server { port, process, directory, program, arguments, paused: false }
     }
 
+    /// Waits until it answers: this process and no other at its port.
     fn await_ready(&self) {
-        settle("a server that answers", || {
-            matches!(self.try_ask(&redis::cmd("PING")), Some(Value::SimpleString(_)))
-        });
+        let pid = format!("process_id:{}\r", self.process.pid());
+        settle("server that answers", || self.text("INFO server").contains(&pid));
     }
 
     fn connect(&self) -> redis::RedisResult<Connection> {
@@ -233,10 +264,10 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn start(adapt: Adapt) -> Pair {
+    pub(crate) fn start(kind: Kind, adapt: Adapt) -> Pair {
         let lines = ["appendonly yes".to_owned(), "appendfsync no".to_owned()];
-        let ports = free_ports(2);
-        let servers = [Server::start(ports[0], &lines, false), Server::start(ports[1], &lines, false)];
+        let ports = ports(2);
+        let servers = [Server::start(kind, ports[0], &lines), Server::start(kind, ports[1], &lines)];
         servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
         // A replica counts in a WAIT from its first sign of life on.
         settle("replica in step", || {
@@ -358,8 +389,8 @@ fn nodes_conf(me: usize, ports: &[u16], bus_ports: &[u16]) -> String {
 }
 
 impl Redises {
-    pub(crate) fn start(adapt: Adapt) -> Redises {
-        let all = free_ports(4 * MASTERS);
+    pub(crate) fn start(kind: Kind, adapt: Adapt) -> Redises {
+        let all = ports(4 * MASTERS);
         let (ports, bus_ports) = all.split_at(2 * MASTERS);
         let server = |index: usize| {
             let directory = directory(ports[index]);
@@ -375,7 +406,7 @@ impl Redises {
                 "cluster-replica-validity-factor 0".to_owned(),
                 format!("cluster-port {}", bus_ports[index]),
             ];
-            Server::start_in(directory, ports[index], &lines, false)
+            Server::start_in(kind, directory, ports[index], &lines, false)
         };
         let servers: Vec<Server> = (0..2 * MASTERS).map(server).collect();
         let cluster = Redises { servers, adapt, stopped: false };
@@ -491,9 +522,10 @@ const NAME: &str = "mymaster";
 
 impl Trio {
     pub(crate) fn start(lines: &[&str], adapt: Adapt) -> Trio {
-        let ports = free_ports(5);
+        let kind = Kind::Redis;
+        let ports = ports(5);
         let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-        let servers = [Server::start(ports[0], &lines, false), Server::start(ports[1], &lines, false)];
+        let servers = [Server::start(kind, ports[0], &lines), Server::start(kind, ports[1], &lines)];
         servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
         settle("replica in step", || servers[1].is_synced());
         let lines = [
@@ -501,8 +533,10 @@ impl Trio {
             format!("sentinel down-after-milliseconds {NAME} 1000"),
             format!("sentinel failover-timeout {NAME} 2000"),
         ];
-        let sentinels: Vec<Server> =
-            ports[2..].iter().map(|port| Server::start(*port, &lines, true)).collect();
+        let sentinels: Vec<Server> = ports[2..]
+            .iter()
+            .map(|port| Server::start_in(kind, directory(*port), *port, &lines, true))
+            .collect();
         for sentinel in &sentinels {
             // One has to know the others and the replica before it can do its work.
             settle("Sentinels that know each other", || {
@@ -534,14 +568,14 @@ impl Broker for Trio {
 /// A single server without replicas, shared by a test program: its options.
 pub(crate) fn shared_single() -> RedisOptions {
     static SERVER: std::sync::OnceLock<Server> = std::sync::OnceLock::new();
-    let server = SERVER.get_or_init(|| Server::start(free_ports(1)[0], &[], false));
+    let server = SERVER.get_or_init(|| Server::start(Kind::Redis, ports(1)[0], &[]));
     RedisOptions::new(Deployment::Single, vec![local(server.port)])
 }
 
-/// A cluster, shared by a test program.
-pub(crate) fn shared_cluster() -> RedisOptions {
+/// A cluster, shared by a test program, which is of one kind.
+pub(crate) fn shared_cluster(kind: Kind) -> RedisOptions {
     static CLUSTER: std::sync::OnceLock<Redises> = std::sync::OnceLock::new();
-    CLUSTER.get_or_init(|| Redises::start(|_| ())).options()
+    CLUSTER.get_or_init(|| Redises::start(kind, |_| ())).options()
 }
 
 /// A Sentinel trio, shared by a test program.

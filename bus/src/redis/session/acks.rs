@@ -46,7 +46,7 @@ impl Session {
         if confirmed {
             self.confirming.push_back(Vec::new());
         }
-        let mut ending = if answers.len() == count { Ok(()) } else { Err(Ending("protocol")) };
+        let mut ending = if answers.len() == count { Ok(()) } else { Err(Ending::because("protocol")) };
         let mut answers = answers.into_iter();
         for work in works {
             match answers.next() {
@@ -68,7 +68,7 @@ impl Session {
             (Work::Read { call, target, query }, Answer::Page { key, floor, more, entries }) => {
                 if key.replid != self.life.replid {
                     give_back(&self.context, Work::Read { call, target, query }, true).await;
-                    return Err(Ending("another life"));
+                    return Err(Ending::because("another life"));
                 }
                 let result = page(&query, &key, floor, more, &entries);
                 self.ears.stand(&target.name, key.place());
@@ -78,7 +78,7 @@ impl Session {
             (Work::Clear { call, target }, Answer::Cleared { key }) => {
                 if key.replid != self.life.replid {
                     give_back(&self.context, Work::Clear { call, target }, true).await;
-                    return Err(Ending("another life"));
+                    return Err(Ending::because("another life"));
                 }
                 self.context.tell(Reply::Cleared { call, result: Ok(key.position()) }).await;
                 Ok(())
@@ -93,7 +93,7 @@ impl Session {
             (work, Answer::Failed(message)) => self.failed(work, &message).await,
             (work, _) => {
                 give_back(&self.context, work, true).await;
-                Err(Ending("protocol"))
+                Err(Ending::because("protocol"))
             }
         }
     }
@@ -120,7 +120,7 @@ impl Session {
             }
             work => give_back(&self.context, work, true).await,
         }
-        if WRONG_SERVER.contains(&code) { Err(Ending("redirected")) } else { Ok(()) }
+        if WRONG_SERVER.contains(&code) { Err(Ending::because("redirected")) } else { Ok(()) }
     }
 
     async fn published(
@@ -133,7 +133,7 @@ impl Session {
     ) -> Result<(), Ending> {
         if key.replid != self.life.replid {
             self.context.orphan(publication).await;
-            return Err(Ending("another life"));
+            return Err(Ending::because("another life"));
         }
         let place = self.ears.place(&publication.target.name);
         let link = Link { is_owner: true, settled: Some(self.life.replid) };
@@ -173,7 +173,7 @@ impl Session {
     ) -> Result<(), Ending> {
         if key.replid != self.life.replid {
             self.context.answer(&publication, Err(PublishError::Unknown)).await;
-            return Err(Ending("another life"));
+            return Err(Ending::because("another life"));
         }
         let mark = Mark { epoch: key.epoch, top: key.top, lineage: key.lineage, ephemeral: true };
         self.marks.insert(publication.target.name.clone(), mark);
@@ -222,8 +222,8 @@ impl Session {
     pub(super) fn canary_answered(&mut self, value: Value) -> Result<(), Ending> {
         match answers(value).as_deref() {
             Some([Answer::Canary(life)]) if *life == self.life => Ok(()),
-            Some([Answer::Canary(_)]) => Err(Ending("another life")),
-            _ => Err(Ending("canary refused")),
+            Some([Answer::Canary(_)]) => Err(Ending::because("another life")),
+            _ => Err(Ending::because("canary refused")),
         }
     }
 }

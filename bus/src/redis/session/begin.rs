@@ -27,11 +27,11 @@ const BEGIN_MAX: Duration = Duration::from_millis(2_000);
 
 pub(super) async fn begin(post: Post) -> Result<Session, Ending> {
     let settled = tokio::time::timeout(BEGIN_MAX, settle(&post)).await;
-    let mut session = settled.map_err(|_| Ending("slow"))??;
+    let mut session = settled.map_err(|_| Ending::because("slow"))??;
     match mend(&mut session, &post).await {
         Ok(()) => {
             let now = Instant::now();
-            (session.heard, session.turned, session.canary_due) = (now, now, now + CANARY);
+            session.canary_due = now + CANARY;
             Ok(session)
         }
         Err(ending) => {
@@ -44,16 +44,19 @@ pub(super) async fn begin(post: Post) -> Result<Session, Ending> {
 async fn settle(post: &Post) -> Result<Session, Ending> {
     let Post { context, dialer, domain, master, replicas } = post;
     let mut link = dialer.server(&master.address).await?;
-    let role = match link.ask(&redis::cmd("ROLE")).await? {
-        Value::Array(items) => items.first().and_then(text),
-        _ => None,
+    let Value::Array(role) = link.ask(&redis::cmd("ROLE")).await? else {
+        return Err(Ending::because("protocol"));
     };
-    if role.as_deref() != Some("master") {
-        return Err(Ending("not a master"));
+    if role.first().and_then(text).as_deref() != Some("master") {
+        return Err(Ending::because("not a master"));
+    }
+    if let (None, Some(Value::Array(known))) = (master.replicas, role.get(2)) {
+        replicas.set(known.len());
     }
     let loaded = link.ask(redis::cmd("SCRIPT").arg("LOAD").arg(LUA)).await?;
-    let sha = text(&loaded).ok_or(Ending("protocol"))?;
-    let canary_key = context.script.names.canary(|slot| master.owns(slot)).ok_or(Ending("owns nothing"))?;
+    let sha = text(&loaded).ok_or(Ending::because("protocol"))?;
+    let canary_key =
+        context.script.names.canary(|slot| master.owns(slot)).ok_or(Ending::because("owns nothing"))?;
     let connection = dialer.server(&master.address).await?;
     let (names, cluster) = (context.script.names.clone(), context.options.is_cluster());
     let mut ears = Ears::new(connection, names, cluster, &canary_key);
@@ -78,8 +81,8 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
         touches: Default::default(),
         canary_sequence: 0,
         canary_due: now,
-        heard: now,
-        turned: now,
+        unheard: VecDeque::new(),
+        silent_turns: 0,
     })
 }
 
@@ -94,14 +97,14 @@ async fn first_canary(
     loop {
         match ears.next().await? {
             Value::Push { kind: PushKind::Subscribe | PushKind::SSubscribe, .. } => break,
-            Value::ServerError(_) => return Err(Ending("subscription refused")),
+            Value::ServerError(_) => return Err(Ending::because("subscription refused")),
             _ => (),
         }
     }
     let payload = canary::encode(context.incarnation, 0, std::iter::empty());
     let operation = context.script.canary(key, context.nonce(), payload);
     let Some(Answer::Canary(life)) = call(context, link, sha, &[operation]).await?.pop() else {
-        return Err(Ending("canary refused"));
+        return Err(Ending::because("canary refused"));
     };
     loop {
         let Value::Push { kind: PushKind::Message | PushKind::SMessage, data } = ears.next().await? else {
@@ -124,7 +127,7 @@ async fn call(
     operations: &[Operation],
 ) -> Result<Vec<Answer>, Ending> {
     let value = link.ask(&context.script.call(sha, operations)).await?;
-    answers(value).filter(|answers| answers.len() == operations.len()).ok_or(Ending("protocol"))
+    answers(value).filter(|answers| answers.len() == operations.len()).ok_or(Ending::because("protocol"))
 }
 
 /// Judges the kept acks of the channels that live here now, and publishes again what is lost.
@@ -150,9 +153,9 @@ async fn mend_channel(session: &mut Session, kept: &mut [Kept]) -> Result<(), En
     let Some(target) = kept.first().map(|kept| kept.target.clone()) else { return Ok(()) };
     let read = context.script.read(&target, &HistoryQuery::TOP, context.epoch());
     let answer = call(&context, &mut session.link, &session.sha, &[read]).await?.pop();
-    let Some(Answer::Page { key, floor, .. }) = answer else { return Err(Ending("mending failed")) };
+    let Some(Answer::Page { key, floor, .. }) = answer else { return Err(Ending::because("mending failed")) };
     if key.replid != session.life.replid {
-        return Err(Ending("another life"));
+        return Err(Ending::because("another life"));
     }
     let mut lost: Vec<&mut Kept> =
         kept.iter_mut().filter_map(|kept| kept.ack.is_lost(&key, floor).then_some(kept)).collect();
@@ -166,9 +169,11 @@ async fn mend_channel(session: &mut Session, kept: &mut [Kept]) -> Result<(), En
         let operations: Vec<Operation> = batch.iter().map(again).collect();
         let answers = call(&context, &mut session.link, &session.sha, &operations).await?;
         for (kept, answer) in batch.iter_mut().zip(answers) {
-            let Answer::Published { key, offset, .. } = answer else { return Err(Ending("mending failed")) };
+            let Answer::Published { key, offset, .. } = answer else {
+                return Err(Ending::because("mending failed"));
+            };
             if key.replid != session.life.replid {
-                return Err(Ending("another life"));
+                return Err(Ending::because("another life"));
             }
             kept.ack = KeptAck::new(Position::new(key.epoch, offset), &key);
         }

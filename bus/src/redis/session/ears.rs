@@ -42,6 +42,8 @@ struct Open {
     target: Target,
     /// Where this node stands, as far as it was read or heard here; of an ephemeral channel its counter.
     place: Option<Place>,
+    /// When its position is touched next; other plans are void.
+    touch: Option<Instant>,
 }
 
 pub(super) struct Ears {
@@ -78,8 +80,15 @@ impl Ears {
         self.connection.send(redis::cmd(name).arg(unit))
     }
 
-    pub(super) fn target(&self, name: &str) -> Option<Target> {
-        self.open.get(name).map(|open| open.target.clone())
+    pub(super) fn plan_touch(&mut self, name: &str, due: Instant) {
+        if let Some(open) = self.open.get_mut(name) {
+            open.touch = Some(due);
+        }
+    }
+
+    /// The channel, if it is open and this is when it is to be touched.
+    pub(super) fn target_due(&self, name: &str, due: Instant) -> Option<Target> {
+        self.open.get(name).filter(|open| open.touch == Some(due)).map(|open| open.target.clone())
     }
 
     pub(super) fn place(&self, name: &str) -> Option<Place> {
@@ -102,7 +111,7 @@ impl Ears {
             Some(open) => open.target = target,
             None => {
                 unit.channels += 1;
-                self.open.insert(target.name.clone(), Open { target, place: None });
+                self.open.insert(target.name.clone(), Open { target, place: None, touch: None });
             }
         }
         if was_wanted && unit.joining == 0 {
@@ -127,7 +136,7 @@ impl Ears {
             return Ok(());
         }
         unit.leaving += 1;
-        self.command(false, &unit_name).then_some(()).ok_or(Ending("outgoing"))
+        self.command(false, &unit_name).then_some(()).ok_or(Ending::because("outgoing"))
     }
 
     /// Calls that no confirmation answered.
@@ -144,7 +153,7 @@ impl Ears {
 
     fn left(&mut self, name: &str) -> Result<(), Ending> {
         let unit = self.units.get_mut(name).filter(|unit| unit.leaving > 0);
-        let unit = unit.ok_or(Ending("unsubscribed by the server"))?;
+        let unit = unit.ok_or(Ending::because("unsubscribed by the server"))?;
         unit.leaving -= 1;
         if unit.leaving == 0 && unit.channels == 0 && unit.joining == 0 {
             self.units.remove(name);
@@ -155,10 +164,12 @@ impl Ears {
 
 impl Session {
     pub(super) async fn subscribe(&mut self, call: Call, target: Target) -> Result<(), Ending> {
-        if target.options.is_positioned() && self.ears.target(&target.name).is_none() {
+        let new = target.options.is_positioned() && !self.ears.open.contains_key(&target.name);
+        let joined = self.ears.join(call, target.clone());
+        if new {
             self.plan_touch(&target, Instant::now());
         }
-        if self.ears.join(call, target).ok_or(Ending("outgoing"))? {
+        if joined.ok_or(Ending::because("outgoing"))? {
             self.context.tell(Reply::Subscribed { call, result: Ok(self.domain) }).await;
         }
         Ok(())
@@ -170,7 +181,7 @@ impl Session {
             Value::Push { kind, data } => (kind, data),
             Value::ServerError(error) => {
                 tracing::debug!(code = error.code(), "Redis refused a subscription");
-                return Err(Ending("subscription refused"));
+                return Err(Ending::because("subscription refused"));
             }
             _ => return Ok(()),
         };
@@ -258,11 +269,11 @@ impl Session {
 
     async fn canary_heard(&mut self, life: Life, payload: &[u8]) -> Result<(), Ending> {
         if life != self.life {
-            return Err(Ending("another life"));
+            return Err(Ending::because("another life"));
         }
-        let Some((incarnation, _, marks)) = canary::decode(payload) else { return Ok(()) };
+        let Some((incarnation, sequence, marks)) = canary::decode(payload) else { return Ok(()) };
         if incarnation == self.context.incarnation {
-            self.heard = Instant::now();
+            self.unheard.retain(|(sent, _)| *sent > sequence);
         }
         for (name, mark) in marks {
             let Some((name, open)) = self.ears.open.get_key_value(name) else { continue };

@@ -20,6 +20,7 @@ mod acks;
 mod begin;
 mod ears;
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -62,8 +63,13 @@ const TURN_MAX: usize = 256;
 /// Time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A turn that comes so much later than its tick was late for reasons of our own.
-const OWN_DELAY: Duration = Duration::from_millis(50);
+/// Age of a canary that has not come back, after which the server is silent: with the canary's own pause below
+/// [`SILENCE_MS_MAX`].
+const UNHEARD: Duration = Duration::from_millis(500);
+
+/// Turns with an unheard canary before that counts. Each of them takes what has come: when this thread was late, the
+/// canary may wait in the socket.
+const SILENT_TURNS: u32 = 3;
 
 /// How long the server waits for replicas behind a canary, and at most behind a publish. It answers nothing else on
 /// this connection meanwhile, so it is far below the silence that ends a session.
@@ -73,9 +79,9 @@ const WAIT_MS: u64 = 300;
 const TOUCHES_MAX: usize = 256;
 
 const CANARY: Duration = Duration::from_millis(CANARY_MS);
-const SILENCE: Duration = Duration::from_millis(SILENCE_MS_MAX);
 
-const _: () = assert!(WAIT_MS + CANARY_MS < SILENCE_MS_MAX);
+const _: () = assert!(UNHEARD.as_millis() as u64 + CANARY_MS < SILENCE_MS_MAX);
+const _: () = assert!(WAIT_MS < UNHEARD.as_millis() as u64);
 
 /// What a session is asked.
 pub(super) enum Job {
@@ -89,27 +95,26 @@ pub(super) enum Word {
     /// It is settled and everything of earlier lives is mended.
     Up(Domain),
     /// It is over. Everything it was asked is answered or handed back.
-    Ended { domain: Domain, reason: &'static str },
+    Ended { domain: Domain, reason: Reason },
 }
 
-/// Why a session ends.
-pub(super) type Reason = &'static str;
+/// Why a session ends, for the log.
+pub(super) type Reason = Cow<'static, str>;
 
 impl From<WireError> for Ending {
     fn from(error: WireError) -> Ending {
-        tracing::debug!(%error, "a connection to Redis failed");
-        Ending(match error {
-            WireError::Io(_) | WireError::Closed => "cut",
-            WireError::Slow => "slow",
-            WireError::Protocol(_) => "protocol",
-            WireError::Refused(_) => "refused",
-            WireError::Tls(_) => "tls",
-        })
+        Ending(error.to_string().into())
     }
 }
 
 /// The end of a session.
 pub(super) struct Ending(Reason);
+
+impl Ending {
+    pub(super) fn because(reason: &'static str) -> Ending {
+        Ending(Reason::Borrowed(reason))
+    }
+}
 
 /// What an operation is for.
 enum Work {
@@ -175,8 +180,9 @@ struct Session {
     touches: BinaryHeap<(std::cmp::Reverse<Instant>, Arc<str>)>,
     canary_sequence: u64,
     canary_due: Instant,
-    heard: Instant,
-    turned: Instant,
+    /// Canaries that have not come back, with their time.
+    unheard: VecDeque<(u64, Instant)>,
+    silent_turns: u32,
 }
 
 /// Where a session is made for.
@@ -203,7 +209,7 @@ pub(super) async fn run(
     };
     let begun = tokio::select! {
         begun = begun => begun,
-        _ = &mut stop => Err(Ending("stopped")),
+        _ = &mut stop => Err(Ending::because("stopped")),
     };
     let reason = match begun {
         Err(Ending(reason)) => reason,
@@ -211,7 +217,7 @@ pub(super) async fn run(
             let _ = words.send(Word::Up(domain));
             let Ending(reason) = tokio::select! {
                 ending = session.live(&mut jobs) => ending,
-                _ = &mut stop => Ending("stopped"),
+                _ = &mut stop => Ending::because("stopped"),
             };
             session.end().await;
             reason
@@ -267,29 +273,29 @@ impl Session {
                 }
             }
             job = jobs.recv() => {
-                self.take(job.ok_or(Ending("over"))?).await?;
+                self.take(job.ok_or(Ending::because("over"))?).await?;
                 for _ in 1..TURN_MAX {
                     let Ok(next) = jobs.try_recv() else { break };
                     self.take(next).await?;
                 }
             }
-            () = tokio::time::sleep_until((self.turned + TICK).into()) => (),
+            () = tokio::time::sleep(TICK) => (),
         }
-        self.watch_over()?;
+        self.watch_over().await?;
         self.send_restless()
     }
 
     /// Sounds the canary, and listens for its silence.
-    fn watch_over(&mut self) -> Result<(), Ending> {
+    async fn watch_over(&mut self) -> Result<(), Ending> {
         let now = Instant::now();
-        let late = now.duration_since(self.turned);
-        self.turned = now;
-        if late > OWN_DELAY {
-            // We did not listen: that is no silence of the server.
-            self.heard += late;
+        let is_unheard = self.unheard.front().is_some_and(|(_, sent)| now.duration_since(*sent) >= UNHEARD);
+        self.silent_turns = if is_unheard { self.silent_turns + 1 } else { 0 };
+        if self.silent_turns > SILENT_TURNS {
+            return Err(Ending::because("silent"));
         }
-        if now.duration_since(self.heard.min(now)) >= SILENCE {
-            return Err(Ending("silent"));
+        for _ in 0..if is_unheard { TURN_MAX } else { 0 } {
+            let Some(push) = self.ears.next_now() else { break };
+            self.heard(push?).await?;
         }
         if now >= self.canary_due {
             self.canary_due = now + CANARY;
@@ -300,14 +306,15 @@ impl Session {
             if due.0 > now {
                 break;
             }
-            let Some((_, name)) = self.touches.pop() else { break };
-            self.touch(&name, now);
+            let Some((due, name)) = self.touches.pop() else { break };
+            self.touch(&name, due.0, now);
         }
         Ok(())
     }
 
     fn sound_canary(&mut self) -> Result<(), Ending> {
         self.canary_sequence += 1;
+        self.unheard.push_back((self.canary_sequence, Instant::now()));
         let payload = canary::encode(self.context.incarnation, self.canary_sequence, self.marks.iter());
         let sent: Vec<Arc<str>> = self.marks.keys().take(canary::MARKS_MAX).cloned().collect();
         for name in sent {
@@ -324,8 +331,8 @@ impl Session {
     }
 
     /// Reads a position so that it lives on, if its channel is still open.
-    fn touch(&mut self, name: &str, now: Instant) {
-        let Some(target) = self.ears.target(name) else { return };
+    fn touch(&mut self, name: &str, due: Instant, now: Instant) {
+        let Some(target) = self.ears.target_due(name, due) else { return };
         self.plan_touch(&target, now);
         let operation = self.context.script.read(&target, &HistoryQuery::TOP, self.context.epoch());
         self.queue(Work::Touch(target), operation);
@@ -334,18 +341,19 @@ impl Session {
     fn plan_touch(&mut self, target: &Target, now: Instant) {
         let keep_ms = target.options.meta_ttl_ms.max(target.options.history_ttl_ms);
         let pause = Duration::from_millis((keep_ms / 3).clamp(100, 3_600_000));
+        self.ears.plan_touch(&target.name, now + pause);
         self.touches.push((std::cmp::Reverse(now + pause), target.name.clone()));
     }
 
     fn send(&self, operations: &[Operation]) -> Result<(), Ending> {
         let command = self.context.script.call(&self.sha, operations);
-        self.link.send(&command).then_some(()).ok_or(Ending("outgoing"))
+        self.link.send(&command).then_some(()).ok_or(Ending::because("outgoing"))
     }
 
     fn send_wait(&self, replicas: usize) -> Result<(), Ending> {
         let mut command = redis::cmd("WAIT");
         command.arg(replicas).arg(WAIT_MS);
-        self.link.send(&command).then_some(()).ok_or(Ending("outgoing"))
+        self.link.send(&command).then_some(()).ok_or(Ending::because("outgoing"))
     }
 
     async fn take(&mut self, job: Job) -> Result<(), Ending> {
@@ -479,7 +487,7 @@ impl Session {
         if let Value::Push { .. } = value {
             return Ok(());
         }
-        match self.flights.pop_front().ok_or(Ending("protocol"))? {
+        match self.flights.pop_front().ok_or(Ending::because("protocol"))? {
             Flight::Call { group, works, confirmed } => {
                 if !confirmed {
                     self.landed(group);
