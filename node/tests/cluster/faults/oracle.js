@@ -19,7 +19,7 @@ export function judge(log, sent) {
   const counts = { delivered: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, examples: [] };
   const note = (what, entry) => {
     counts[what] += 1;
-    if (counts.examples.length < 5) {
+    if (what !== 'lostTold' && counts.examples.length < 5) {
       counts.examples.push({ what, ...entry });
     }
   };
@@ -35,7 +35,7 @@ export function judge(log, sent) {
     if (publication.outcome === 'acked' && !here) {
       const [from, to] = publication.epoch
         ? aroundPosition(log, publication)
-        : around(byPublisher.get(publication.publisher) ?? [], publication.n, log.length);
+        : around(byPublisher.get(publication.publisher) ?? [], publication, log.length);
       note(toldBefore[to] > toldBefore[from] ? 'lostTold' : 'lostSilent', publication);
     }
   }
@@ -71,26 +71,29 @@ function arrivals(log, note) {
   return seen;
 }
 
-/** Per publisher what arrived, by number: `[n, index]`. */
+/** Per publisher what arrived, by number. */
 function neighbours(log) {
   const found = new Map();
-  for (const [index, { told, publisher, n }] of log.entries()) {
+  for (const [index, { told, publisher, n, session: number }] of log.entries()) {
     if (!told) {
       found.set(publisher, found.get(publisher) ?? []);
-      found.get(publisher).push([n, index]);
+      found.get(publisher).push({ n, number, index });
     }
   }
-  found.forEach((list) => list.sort(([a], [b]) => a - b));
+  found.forEach((list) => list.sort((a, b) => a.n - b.n));
   return found;
 }
 
-/** The part of the log in which number `n` should stand. */
-function around(list, n, end) {
-  const behind = list.findIndex(([other]) => other > n);
-  const before = behind < 0 ? list.length - 1 : behind - 1;
-  const from = before < 0 ? 0 : list[before][1];
-  const to = behind < 0 ? end : list[behind][1];
-  return [Math.min(from, to), Math.max(from, to)];
+/**
+ * The part of the log in which a number should stand: before the next one of its connection that came, behind the
+ * last lower one before that. What an earlier connection sent may come late, and bounds nothing.
+ */
+function around(list, { n, session: number }, end) {
+  const higher = list.filter((other) => other.n > n);
+  const next = higher.find((other) => other.number === number) ?? higher[0];
+  const to = next?.index ?? end;
+  const lower = list.filter((other) => other.n < n && other.index < to);
+  return [Math.max(0, ...lower.map(({ index }) => index)), to];
 }
 
 /** The part of the log in which a position should stand: behind the last one below it, before what came next. */

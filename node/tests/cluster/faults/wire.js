@@ -288,10 +288,10 @@ export class Publisher extends Client {
   /** Publishes the channel's next number; gives what became of it. */
   async publish(channel) {
     const list = this.sent.get(channel);
-    const entry = { publisher: this.name, n: list.length + 1, outcome: 'unknown', at: performance.now() };
+    const entry = { publisher: this.name, n: list.length + 1, session: this.sessions, outcome: 'unknown', at: performance.now() };
     list.push(entry);
     this.inflight += 1;
-    const { publish, error } = await this.ask({ publish: { channel, data: [this.name, entry.n, this.sessions] } });
+    const { publish, error } = await this.ask({ publish: { channel, data: [this.name, entry.n, entry.session] } });
     this.inflight -= 1;
     if (publish) {
       entry.outcome = 'acked';
