@@ -232,3 +232,38 @@ fn check_says_what_is_given_up() {
     let unreachable = runtime.block_on(check(options));
     assert!(unreachable[0].what.contains("cannot be used"), "{unreachable:?}");
 }
+
+/// P12: a stream keeps messages for a few seconds here. The position of a quiet channel that is open lives on all the
+/// same, and with it a node that was away gets what it missed; the stream's epoch lives on, too.
+#[test]
+fn the_position_of_an_open_channel_outlives_the_streams_age() {
+    const RETENTION_MS: u64 = 4_000;
+    let brief = ChannelOptions { history_size: 10, history_ttl_ms: 2_000, meta_ttl_ms: RETENTION_MS };
+    let nats = with(NatsOptions { retention_ms: RETENTION_MS, ..NatsOptions::default() });
+    let mut probe = Probe::new(Live::new(nats, 2));
+    let name = probe.name("age");
+    probe.open_all(&name, &brief);
+    let position = probe.publish(0, &name, &brief).position;
+    probe.settle_arrivals();
+    probe.run_for(3 * RETENTION_MS);
+    assert_eq!(probe.top(0, &name, &brief), position);
+    probe.cut_off(1, |probe| assert_eq!(probe.publish(0, &name, &brief).position.epoch, position.epoch));
+    probe.settle_arrivals();
+    assert_eq!(probe.arrivals(1, &name).len(), 2);
+    assert!(!probe.was_told(0, &name) && !probe.was_told(1, &name));
+}
+
+/// A larger history is configured later: the stream is made to keep it.
+#[test]
+fn a_stream_is_raised_to_what_is_wanted() {
+    let nats = Rc::new(with(NatsOptions { history_size_max: 3, ..NatsOptions::default() }));
+    let name = format!("raised-{}", std::process::id());
+    drop(Probe::new(Live::new(Kept(nats.clone(), true), 1)));
+    let nats = Rc::new(Rc::into_inner(nats).expect("no node has it").wanting(20));
+    let mut probe = Probe::new(Live::new(Kept(nats, true), 1));
+    for _ in 0..20 {
+        probe.publish(0, &name, &ROOM);
+    }
+    let all = HistoryQuery { since: None, limit: 100, reverse: false };
+    assert_eq!(probe.read(0, &name, &ROOM, &all).expect("history is on").1.len(), 20);
+}

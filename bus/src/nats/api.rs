@@ -18,6 +18,10 @@ use super::subjects::Subjects;
 /// Longest wait for one answer of the API, in milliseconds.
 pub(super) const CALL_MS_MAX: u64 = 1_000;
 
+/// Longest wait for the first word of a stream, in milliseconds: while nobody leads it, nobody answers, and the leader
+/// should not be found late for that.
+const FIRST_WORD_MS_MAX: u64 = 300;
+
 /// The server has no such message (JetStream's error codes).
 const NO_MESSAGE: u64 = 10_037;
 const NO_STREAM: u64 = 10_059;
@@ -118,6 +122,14 @@ pub(super) struct Info {
     pub(super) window_ms: u64,
 }
 
+impl Info {
+    /// Whether the stream keeps less than is wanted.
+    pub(super) fn is_less_than(&self, options: &NatsOptions) -> bool {
+        let is_small = self.per_subject_max > 0 && (self.per_subject_max as u64) < per_subject_max(options);
+        is_small || (self.age_max_ms > 0 && self.age_max_ms < options.retention_ms)
+    }
+}
+
 /// Which message of a subject.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which<'a> {
@@ -142,8 +154,17 @@ impl Api {
     }
 
     async fn call(&self, what: &str, body: Value) -> Result<Bytes, ApiError> {
+        self.call_within(CALL_MS_MAX, what, body).await
+    }
+
+    async fn call_within(&self, ms_max: u64, what: &str, body: Value) -> Result<Bytes, ApiError> {
         let subject = format!("$JS.API.{what}.{}", self.stream);
-        request(&self.client, subject, body.to_string().into()).await
+        request(&self.client, subject, body.to_string().into(), ms_max).await
+    }
+
+    /// The first word of a stream, if somebody leads it.
+    pub(super) async fn first_word(&self) -> Result<Info, ApiError> {
+        info_of(&self.call_within(FIRST_WORD_MS_MAX, "STREAM.INFO", json!({})).await?)
     }
 
     pub(super) async fn message(&self, which: Which<'_>) -> Result<Stored, ApiError> {
@@ -160,20 +181,7 @@ impl Api {
     }
 
     pub(super) async fn info(&self) -> Result<Info, ApiError> {
-        let answer = self.call("STREAM.INFO", json!({})).await?;
-        let answer: Value = serde_json::from_slice(&answer).map_err(|_| ApiError::Malformed)?;
-        let (config, state) = (&answer["config"], &answer["state"]);
-        let number = |value: &Value| value.as_u64().unwrap_or_default();
-        Ok(Info {
-            last_sequence: state["last_seq"].as_u64().ok_or(ApiError::Malformed)?,
-            created_ms: answer["created"].as_str().and_then(unix_ms).ok_or(ApiError::Malformed)?,
-            replicas: number(&config["num_replicas"]),
-            in_memory: config["storage"] == "memory",
-            per_subject_max: config["max_msgs_per_subject"].as_i64().unwrap_or(-1),
-            bytes_max: config["max_bytes"].as_i64().unwrap_or(-1),
-            age_max_ms: number(&config["max_age"]) / 1_000_000,
-            window_ms: number(&config["duplicate_window"]) / 1_000_000,
-        })
+        info_of(&self.call("STREAM.INFO", json!({})).await?)
     }
 
     /// Makes the stream if it is not there. Three copies where nothing else is said and there is a cluster.
@@ -197,14 +205,34 @@ impl Api {
         }
     }
 
+    /// Makes an older stream keep as much as is wanted now, for as long. Nothing is made less.
+    pub(super) async fn raise(&self, options: &NatsOptions) -> Result<(), ApiError> {
+        let answer = self.call("STREAM.INFO", json!({})).await?;
+        let mut answer: Value = serde_json::from_slice(&answer).map_err(|_| ApiError::Malformed)?;
+        let config = &mut answer["config"];
+        let mut raise = |name: &str, wanted: u64| {
+            let is_less = config[name].as_i64().is_some_and(|now| (1..wanted as i64).contains(&now));
+            if is_less {
+                config[name] = wanted.into();
+            }
+            is_less
+        };
+        let size = raise("max_msgs_per_subject", per_subject_max(options));
+        let age = raise("max_age", options.retention_ms * 1_000_000);
+        if size || age {
+            self.call("STREAM.UPDATE", answer["config"].take()).await?;
+        }
+        Ok(())
+    }
+
     /// Removes what a subject has before a sequence.
     pub(super) async fn purge(&self, subject: &str, before: u64) -> Result<(), ApiError> {
         self.call("STREAM.PURGE", json!({ "filter": subject, "seq": before })).await.map(drop)
     }
 
-    /// Publishes an empty message.
-    pub(super) async fn publish(&self, subject: &str) -> Result<Ack, ApiError> {
-        let sent = async_nats::Request::new().timeout(Some(Duration::from_millis(CALL_MS_MAX)));
+    pub(super) async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<Ack, ApiError> {
+        let timeout = Some(Duration::from_millis(CALL_MS_MAX));
+        let sent = async_nats::Request::new().payload(payload.into()).timeout(timeout);
         let answer =
             self.client.send_request(subject.to_owned(), sent).await.map_err(|error| no_answer(&error))?;
         read_ack(&answer)
@@ -229,9 +257,12 @@ impl Api {
     }
 }
 
+/// Messages of one subject: beside the publications kept, the one before them, which is the history's floor.
+fn per_subject_max(options: &NatsOptions) -> u64 {
+    u64::from(options.history_size_max) + 2
+}
+
 fn config(name: &str, options: &NatsOptions, subjects: &Subjects, n: u16, replicas: u8) -> Value {
-    // Beside the publications kept: the one before them (the history's floor), and a mark.
-    let per_subject = u64::from(options.history_size_max) + 2;
     json!({
         "name": name,
         "subjects": [subjects.stored(n)],
@@ -242,11 +273,27 @@ fn config(name: &str, options: &NatsOptions, subjects: &Subjects, n: u16, replic
         "max_consumers": -1,
         "max_msgs": -1,
         "max_bytes": -1,
-        "max_msgs_per_subject": per_subject,
+        "max_msgs_per_subject": per_subject_max(options),
         "max_age": options.retention_ms * 1_000_000,
         "duplicate_window": options.idempotency_ms.min(options.retention_ms) * 1_000_000,
         "allow_direct": true,
         "republish": { "src": subjects.stored(n), "dest": subjects.republished(n) },
+    })
+}
+
+fn info_of(answer: &[u8]) -> Result<Info, ApiError> {
+    let answer: Value = serde_json::from_slice(answer).map_err(|_| ApiError::Malformed)?;
+    let (config, state) = (&answer["config"], &answer["state"]);
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    Ok(Info {
+        last_sequence: state["last_seq"].as_u64().ok_or(ApiError::Malformed)?,
+        created_ms: answer["created"].as_str().and_then(unix_ms).ok_or(ApiError::Malformed)?,
+        replicas: number(&config["num_replicas"]),
+        in_memory: config["storage"] == "memory",
+        per_subject_max: config["max_msgs_per_subject"].as_i64().unwrap_or(-1),
+        bytes_max: config["max_bytes"].as_i64().unwrap_or(-1),
+        age_max_ms: number(&config["max_age"]) / 1_000_000,
+        window_ms: number(&config["duplicate_window"]) / 1_000_000,
     })
 }
 
@@ -257,8 +304,8 @@ fn no_answer(error: &async_nats::RequestError) -> ApiError {
     }
 }
 
-async fn request(client: &Client, subject: String, body: Bytes) -> Result<Bytes, ApiError> {
-    let request = async_nats::Request::new().payload(body).timeout(Some(Duration::from_millis(CALL_MS_MAX)));
+async fn request(client: &Client, subject: String, body: Bytes, ms_max: u64) -> Result<Bytes, ApiError> {
+    let request = async_nats::Request::new().payload(body).timeout(Some(Duration::from_millis(ms_max)));
     let answer = client.send_request(subject, request).await.map_err(|error| no_answer(&error))?;
     check(&answer.payload)?;
     Ok(answer.payload)

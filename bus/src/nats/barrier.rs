@@ -161,9 +161,11 @@ impl Barrier {
         let subject = self.subjects.stored_epoch(self.stream);
         let begun = Instant::now();
         loop {
-            match api.info().await {
+            match api.first_word().await {
                 Err(ApiError::NotFound) => api.create(&self.options, &self.subjects, self.stream).await?,
-                other => other.map(drop)?,
+                Err(error) => return Err(error),
+                Ok(info) if info.is_less_than(&self.options) => api.raise(&self.options).await?,
+                Ok(_) => (),
             }
             let others = self.ask().await?;
             let waited_ms = begun.elapsed().as_millis() as u64;

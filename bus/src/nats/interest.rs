@@ -74,6 +74,8 @@ pub(super) struct Heard {
     epoch: Epoch,
     /// The hub wants it.
     pub(super) wanted: bool,
+    /// Its position is looked after.
+    pub(super) is_kept: bool,
     /// Heard until then for its own publications.
     until: Option<Instant>,
     /// Sequence of the last publication heard; 0: none yet.
@@ -272,6 +274,7 @@ impl Life<'_> {
                 stream,
                 epoch: self.epoch_of(stream, name),
                 wanted: false,
+                is_kept: false,
                 until: None,
                 last: 0,
                 recent: VecDeque::new(),
@@ -284,6 +287,9 @@ impl Life<'_> {
         if wanted {
             if !std::mem::replace(&mut heard.wanted, true) {
                 self.channels.lingering_count -= 1;
+            }
+            if !std::mem::replace(&mut heard.is_kept, true) {
+                self.keep_channel(name);
             }
         } else if heard.until.replace(until).is_none() {
             self.channels.lingering.push_back((until, name.clone()));

@@ -22,6 +22,7 @@ use super::api::{Api, ApiError, Info};
 use super::barrier::{Barrier, Believed, Stage};
 use super::ephemeral::Suspects;
 use super::interest::{Channels, Confirm};
+use super::keep::Keeping;
 use super::node::{CORE, Node, refusal};
 use super::publish::{Echoes, Publishes};
 use super::wire::Record;
@@ -106,6 +107,8 @@ pub(super) enum In {
         stream: u16,
         ahead_ms: i64,
     },
+    /// Nothing to report.
+    Done,
 }
 
 /// How far a stream's part of this life is.
@@ -162,6 +165,7 @@ pub(super) struct Life<'n> {
     pub(super) publishes: Publishes,
     pub(super) echoes: Echoes,
     pub(super) suspects: Suspects,
+    pub(super) keeping: Keeping,
     pub(super) walks: Arc<tokio::sync::Semaphore>,
     /// Nodes that lived when the last life ended.
     pub(super) expected: Vec<u64>,
@@ -217,6 +221,7 @@ impl<'n> Life<'n> {
             publishes: Publishes::default(),
             echoes: Echoes::default(),
             suspects: Suspects::default(),
+            keeping: Keeping::default(),
             walks: Arc::new(tokio::sync::Semaphore::new(WALKS_MAX)),
             expected,
             tasks: Vec::new(),
@@ -410,6 +415,7 @@ impl<'n> Life<'n> {
                     self.found(&name, sequence, result).await;
                 }
             }
+            In::Done => (),
             In::Clock { stream, ahead_ms } => {
                 self.streams[usize::from(stream)].clock_ahead_ms = Some(ahead_ms);
             }
@@ -453,6 +459,7 @@ impl<'n> Life<'n> {
         self.look_after_publishes(now).await;
         self.look_after_interest(now).await;
         self.look_after_suspects(now).await;
+        self.look_after_keeping(now).await;
     }
 
     /// Begins the barrier of a stream.

@@ -12,7 +12,7 @@
 //! | [`barrier`] | when a stream is believed, and its epoch |
 //! | [`read`] | history and positions out of a stream |
 //! | [`node`] | what outlives a connection, and making connections |
-//! | [`life`] | one connection from the first word to its loss, with [`pulse`], [`interest`], [`ephemeral`], [`publish`] |
+//! | [`life`] | one connection from the first word to its loss, with [`pulse`], [`interest`], [`ephemeral`], [`publish`], [`keep`] |
 //! | [`check`](mod@check) | what a server's configuration gives up |
 //!
 //! # How the contract is met
@@ -28,7 +28,8 @@
 //!   [`NatsOptions::history_size_max`] publications of a channel for [`NatsOptions::retention_ms`].
 //! - **Clearing** writes a mark into a subject beside the channel's: what has a sequence before it is no history any
 //!   more. Then it is purged but for the channel's last publication, which is its position.
-//! - **A position** lasts as long as the channel's last publication lies in the stream.
+//! - **A position** lasts as long as the channel's last publication or mark lies in the stream; while the channel is
+//!   open at a node, that sees to it ([`keep`]).
 //! - **A subscription is confirmed** when a canary went through its stream and came back after it, and, for an
 //!   ephemeral channel, when every living node has answered a question that was sent behind it: then the interest
 //!   has reached their servers.
@@ -42,6 +43,7 @@ mod barrier;
 pub mod check;
 mod ephemeral;
 mod interest;
+mod keep;
 mod life;
 mod node;
 pub mod options;

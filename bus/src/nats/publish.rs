@@ -351,7 +351,7 @@ impl Life<'_> {
         }
     }
 
-    fn place(&self, stream: u16, name: &str) -> Place {
+    pub(super) fn place(&self, stream: u16, name: &str) -> Place {
         let life = &self.streams[usize::from(stream)];
         let info = &life.info;
         let age_ms = super::read::unix_ms().saturating_sub(info.created_ms);

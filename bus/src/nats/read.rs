@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::api::{Api, ApiError, Stored, Which};
+use super::wire::{self, Mark};
 use crate::backend::{ReadPage, append_record};
 use crate::envelope;
 use crate::epoch::{Epoch, Position};
@@ -45,6 +46,15 @@ pub(super) struct Place {
     pub(super) clock_ahead_ms: i64,
 }
 
+/// A channel's last mark; all 0: none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marked {
+    sequence: u64,
+    unix_ms: u64,
+    top: u64,
+    cleared: u64,
+}
+
 /// A channel's kept publications, oldest first.
 struct History {
     top: u64,
@@ -59,11 +69,24 @@ impl Place {
         options: &ChannelOptions,
         query: &HistoryQuery,
     ) -> Result<ReadPage, BusError> {
-        let (last, mark) = tokio::join!(self.last(), self.cleared());
-        let (last, cleared) =
-            (last.map_err(|_| BusError::Unavailable)?, mark.map_err(|_| BusError::Unavailable)?);
-        let top = last.as_ref().map_or(0, |last| last.sequence);
-        let keeps = Keeps { cleared, now_ms: unix_ms().saturating_add_signed(self.clock_ahead_ms), options };
+        let unavailable = |_| BusError::Unavailable;
+        let (last, mark) = match goes_on_from(query) {
+            Some(offset) => {
+                let last = self.last().await.map_err(unavailable)?;
+                if last.as_ref().is_some_and(|last| last.sequence == offset) {
+                    let history = History { top: offset, floor: offset, kept: Vec::new() };
+                    return Ok(page_of(history, query, self.epoch));
+                }
+                (last, self.mark().await.map_err(unavailable)?)
+            }
+            None => {
+                let (last, mark) = tokio::join!(self.last(), self.mark());
+                (last.map_err(unavailable)?, mark.map_err(unavailable)?)
+            }
+        };
+        let top = last.as_ref().map_or(0, |last| last.sequence).max(mark.top);
+        let now_ms = unix_ms().saturating_add_signed(self.clock_ahead_ms);
+        let keeps = Keeps { cleared: mark.cleared, marked: mark.top, now_ms, options };
         let current = Position::new(self.epoch, top);
         if query.since.is_some_and(|since| since.epoch.is_some_and(|epoch| epoch != self.epoch)) {
             return Err(BusError::UnrecoverableEpoch { current });
@@ -74,7 +97,10 @@ impl Place {
                     // Only the position is asked for: the floor says no more than is known without a walk.
                     History { top, floor: top, kept: vec![last] }
                 } else {
-                    self.history(last, &keeps).await.map_err(|_| BusError::Unavailable)?
+                    match self.missed(&last, query, &keeps).await.map_err(unavailable)? {
+                        Some(history) => history,
+                        None => self.history(last, &keeps).await.map_err(unavailable)?,
+                    }
                 }
             }
             _ => History { top, floor: top, kept: Vec::new() },
@@ -112,8 +138,13 @@ impl Place {
         let deadline = deadline();
         loop {
             let last = self.ask(Which::Last(&self.subject), deadline).await?;
-            if self.at_least == 0 || last.as_ref().is_some_and(|last| last.sequence >= self.at_least) {
+            let sequence = last.as_ref().map_or(0, |last| last.sequence);
+            if sequence >= self.at_least {
                 return Ok(last);
+            }
+            // What we know of has expired, or the one who answered is behind.
+            if self.api.info().await.is_ok_and(|info| info.last_sequence >= self.at_least) {
+                return self.ask(Which::Last(&self.subject), deadline).await;
             }
             if Instant::now() >= deadline {
                 return Err(ApiError::NoAnswer);
@@ -122,22 +153,49 @@ impl Place {
         }
     }
 
-    /// The channel's last mark: what is before it is cleared.
-    async fn cleared(&self) -> Result<u64, ApiError> {
-        Ok(self.ask(Which::Last(&self.mark), deadline()).await?.map_or(0, |mark| mark.sequence))
+    /// The channel's last mark.
+    async fn mark(&self) -> Result<Marked, ApiError> {
+        let Some(stored) = self.ask(Which::Last(&self.mark), deadline()).await? else {
+            return Ok(Marked::default());
+        };
+        let Stored { sequence, unix_ms, payload } = stored;
+        let Mark { top, cleared } = wire::read(&payload).unwrap_or(Mark { top: 0, cleared: None });
+        Ok(Marked { sequence, unix_ms, top, cleared: cleared.unwrap_or(sequence) })
     }
 
-    /// Writes a mark, then removes what it hides but for the last publication, which is the channel's position.
+    /// Writes a mark, then removes what it hides but for the last publication.
     pub(super) async fn clear(&self) -> Result<Position, BusError> {
         let unavailable = |_| BusError::Unavailable;
-        let top = self.last().await.map_err(unavailable)?.map_or(0, |last| last.sequence);
+        let (last, mark) = tokio::join!(self.last(), self.mark());
+        let last = last.map_err(unavailable)?.map_or(0, |last| last.sequence);
+        let top = last.max(mark.map_err(unavailable)?.top);
         if top > 0 {
-            let mark = self.api.publish(&self.mark).await.map_err(unavailable)?;
+            let mark = wire::write(&Mark { top, cleared: None });
+            let mark = self.api.publish(&self.mark, mark).await.map_err(unavailable)?;
             // The mark hides what they do not remove.
             let _ =
-                tokio::join!(self.api.purge(&self.subject, top), self.api.purge(&self.mark, mark.sequence));
+                tokio::join!(self.api.purge(&self.subject, last), self.api.purge(&self.mark, mark.sequence));
         }
         Ok(Position::new(self.epoch, top))
+    }
+
+    /// Writes a mark where the channel's position would expire within half of `retention_ms`.
+    pub(super) async fn keep(&self, retention_ms: u64) -> Result<(), ApiError> {
+        let (last, mark) = tokio::join!(self.last(), self.mark());
+        let (last, mark) = (last?, mark?);
+        let (sequence, at_ms) = last.map_or((0, 0), |last| (last.sequence, last.unix_ms));
+        let top = sequence.max(mark.top);
+        let newest_ms = if sequence >= mark.top { at_ms.max(mark.unix_ms) } else { mark.unix_ms };
+        let now_ms = unix_ms().saturating_add_signed(self.clock_ahead_ms);
+        if top == 0 || newest_ms + retention_ms / 2 > now_ms {
+            return Ok(());
+        }
+        let kept = wire::write(&Mark { top, cleared: Some(mark.cleared) });
+        match self.api.publish_after(&self.mark, mark.sequence, kept).await {
+            // Another node, or a clearing.
+            Ok(_) | Err(ApiError::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn ask(&self, which: Which<'_>, deadline: Instant) -> Result<Option<Stored>, ApiError> {
@@ -157,10 +215,43 @@ impl Place {
         if self.has_aged { first - 1 } else { 0 }
     }
 
+    /// What came after the publication that the query goes on from, if that and all of it are there: then nothing
+    /// before it matters.
+    async fn missed(
+        &self,
+        last: &Stored,
+        query: &HistoryQuery,
+        keeps: &Keeps<'_>,
+    ) -> Result<Option<History>, ApiError> {
+        let Some(offset) = goes_on_from(query).filter(|offset| (1..last.sequence).contains(offset)) else {
+            return Ok(None);
+        };
+        let wanted = (keeps.options.history_size as usize).min(self.per_subject_max - 1).max(1);
+        let deadline = deadline();
+        let first = self.ask(Which::From(&self.subject, offset), deadline).await?;
+        if first.is_none_or(|first| first.sequence != offset) {
+            return Ok(None);
+        }
+        let mut kept: Vec<Stored> = Vec::new();
+        let mut next = offset + 1;
+        // One more than is asked for says that there are more.
+        while next <= last.sequence && kept.len() <= query.limit as usize {
+            match self.ask(Which::From(&self.subject, next), deadline).await? {
+                Some(entry) if keeps.keeps(&entry) && kept.len() < wanted => {
+                    next = entry.sequence + 1;
+                    kept.push(entry);
+                }
+                _ => return Ok(None),
+            }
+        }
+        kept.retain(|entry| entry.sequence <= last.sequence);
+        Ok(Some(History { top: last.sequence.max(keeps.marked), floor: offset, kept }))
+    }
+
     /// Walks back from the last message until the history's end is found.
     async fn history(&self, last: Stored, keeps: &Keeps<'_>) -> Result<History, ApiError> {
         let deadline = deadline();
-        let top = last.sequence;
+        let top = last.sequence.max(keeps.marked);
         let wanted = (keeps.options.history_size as usize).min(self.per_subject_max - 1).max(1);
         // The newest; beyond them one that is not kept, which gives the floor.
         let mut entries = vec![last];
@@ -177,8 +268,11 @@ impl Place {
             }
             if from <= 1 {
                 let first = entries[0].sequence;
-                let floor =
-                    if entries.len() >= self.per_subject_max { first - 1 } else { self.floor_of(first) };
+                let floor = match () {
+                    () if entries.len() >= self.per_subject_max => first - 1,
+                    () if (1..first).contains(&keeps.marked) => keeps.marked,
+                    () => self.floor_of(first),
+                };
                 return Ok(History { top, floor, kept: entries });
             }
             width = next_width(width, found, wanted.saturating_sub(entries.len()));
@@ -216,8 +310,10 @@ impl Place {
 
 /// What of a channel is history.
 struct Keeps<'a> {
-    /// Sequence of the last mark.
+    /// What has a lower sequence is cleared.
     cleared: u64,
+    /// The last publication before the last mark; 0: none.
+    marked: u64,
     /// Now, by the server's clock.
     now_ms: u64,
     options: &'a ChannelOptions,
@@ -227,7 +323,7 @@ impl Keeps<'_> {
     /// Whether a message is, its place among the newest apart.
     fn keeps(&self, entry: &Stored) -> bool {
         let ends_ms = entry.unix_ms.saturating_add(self.options.history_ttl_ms);
-        entry.sequence > self.cleared && ends_ms > self.now_ms
+        entry.sequence >= self.cleared && ends_ms > self.now_ms
     }
 }
 
@@ -246,6 +342,12 @@ fn next_width(width: u64, found: usize, missing: usize) -> u64 {
     }
     let gap = width / found as u64 + 1;
     gap.saturating_mul(missing as u64 + 2).saturating_mul(2).max(width)
+}
+
+/// The offset after which the query asks for all, of whatever epoch: it is that of somebody who goes on from there,
+/// to whom nothing before it matters.
+fn goes_on_from(query: &HistoryQuery) -> Option<u64> {
+    query.since.filter(|since| since.epoch.is_none() && !query.reverse).map(|since| since.offset)
 }
 
 fn deadline() -> Instant {

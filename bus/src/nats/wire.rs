@@ -61,6 +61,15 @@ pub(super) struct Record {
     pub(super) nonce: u64,
 }
 
+/// Beside a channel's publications: where it stands, and what of it is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Mark {
+    /// The channel's last publication before the mark.
+    pub(super) top: u64,
+    /// What has a lower sequence is cleared; `None`: what has a lower one than the mark itself.
+    pub(super) cleared: Option<u64>,
+}
+
 /// The bytes of a message.
 pub(super) fn write(message: &impl Encode) -> Vec<u8> {
     let mut bytes = vec![VERSION];

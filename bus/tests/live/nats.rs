@@ -180,6 +180,12 @@ impl Nats {
         }
     }
 
+    /// The same servers for nodes that want this history.
+    pub(crate) fn wanting(mut self, history_size_max: u32) -> Nats {
+        self.options.history_size_max = history_size_max;
+        self
+    }
+
     /// SIGKILL to one server.
     pub(crate) fn kill_one(&mut self, n: usize) {
         if let Some(mut process) = self.servers[n].process.take() {
