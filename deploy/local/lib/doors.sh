@@ -52,5 +52,5 @@ doors_start() {
   prepare doors doors "$control" > /dev/null
   command_of doors -- node "$LOCAL/lib/doors.mjs" "$control" "$STATE/doors/table"
   launch doors
-  ready doors "$DOORS_READY_S" curl -fsS -m 2 "http://127.0.0.1:$control/"
+  ready doors "$DOORS_READY_S" curl -fsS -m 5 "http://127.0.0.1:$control/"
 }

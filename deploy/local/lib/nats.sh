@@ -45,7 +45,7 @@ EOF
   echo "nats://$urls"
 }
 
-nats_asks() { curl -fsS -m 2 "http://127.0.0.1:$(cat "$(record "$1")/health")/$2"; }
+nats_asks() { curl -fsS -m 5 "http://127.0.0.1:$(cat "$(record "$1")/health")/$2"; }
 nats_healthy() { nats_asks "$1" healthz > /dev/null; }
 
 # nats_led: JetStream's servers have a leader, so that streams can be made.

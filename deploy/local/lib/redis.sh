@@ -29,7 +29,7 @@ redis_binary() {
 
 # redis_says PORT ANSWER COMMAND...: the first line of the answer is this.
 redis_says() { [ "$(redis-cli -p "$1" "${@:3}" 2> /dev/null | tr -d '\r' | head -1)" = "$2" ]; }
-redis_info() { timeout 2 redis-cli -p "$1" info "$2" 2> /dev/null | tr -d '\r'; }
+redis_info() { timeout 5 redis-cli -p "$1" info "$2" 2> /dev/null | tr -d '\r'; }
 
 # redis_start NAME KIND PORT CONFIG ARGS...: one server.
 redis_start() {

@@ -68,7 +68,7 @@ EOF
 
 # node_answers NAME: the code of /ready.
 node_answers() {
-  curl -s -o /dev/null -m 2 -w '%{http_code}' "http://127.0.0.1:$(cat "$(record "$1")/admin")/ready" || true
+  curl -s -o /dev/null -m 5 -w '%{http_code}' "http://127.0.0.1:$(cat "$(record "$1")/admin")/ready" || true
 }
 
 node_ready() { [ "$(node_answers "$1")" = 200 ]; }
@@ -91,7 +91,7 @@ haproxy_start() {
   haproxy_config "$port" "$stats" > "$at/conf"
   command_of haproxy -- haproxy -db -f "$at/conf"
   launch haproxy
-  ready haproxy 10 curl -fsS -m 2 "http://127.0.0.1:$stats/"
+  ready haproxy 10 curl -fsS -m 5 "http://127.0.0.1:$stats/"
 }
 
 haproxy_config() {
@@ -134,7 +134,7 @@ ringmain_names() { names | grep '^node-' || true; }
 # haproxy_health: how many nodes it sends clients to.
 haproxy_health() {
   local table
-  table=$(curl -fsS -m 2 "http://127.0.0.1:$(cat "$(record haproxy)/stats")/;csv" 2> /dev/null) || { echo 'no answer'; return; }
+  table=$(curl -fsS -m 5 "http://127.0.0.1:$(cat "$(record haproxy)/stats")/;csv" 2> /dev/null) || { echo 'no answer'; return; }
   awk -F, '$1 == "ringmain" && $2 ~ /^node-/ { all++; if ($18 ~ /^UP/) up++; open += $5 }
     END { printf "%d of %d nodes up, %d clients\n", up, all, open }' <<< "$table"
 }

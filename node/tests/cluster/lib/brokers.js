@@ -140,11 +140,11 @@ export class Brokers {
   /** Ends all of them and removes what they wrote. */
   async stop() {
     process.off('exit', this.#atExit);
-    await run(path.join(LOCAL, 'down'), ['--state', this.state, '--wipe']);
+    await run(path.join(LOCAL, 'down'), ['--state', this.state, '--now', '--wipe']);
     rmSync(this.state, { recursive: true, force: true });
   }
 
-  #atExit = () => execFileSync(path.join(LOCAL, 'down'), ['--state', this.state, '--wipe'], { stdio: 'ignore' });
+  #atExit = () => execFileSync(path.join(LOCAL, 'down'), ['--state', this.state, '--now', '--wipe'], { stdio: 'ignore' });
 }
 
 /** When a process began, in the kernel's ticks; nothing when it has ended. */
