@@ -1,7 +1,7 @@
 // Ways from nodes to brokers that can be cut: what is said on a cut way goes nowhere, and nothing is closed.
 //
-//   node doors.mjs CONTROL-PORT TABLE      TABLE: lines of "NODE LISTEN-PORT TARGET-PORT"
-//   POST /cut/NODE, POST /heal/NODE        on the control port; GET / gives the nodes whose ways are cut
+//   node doors.mjs CONTROL-PORT TABLE      TABLE: lines of "NAME LISTEN-PORT TARGET-PORT"
+//   POST /cut/NAME, POST /heal/NAME        on the control port; GET / gives the names whose ways are cut
 //
 // As on a network that comes back, what was sent meanwhile arrives late.
 

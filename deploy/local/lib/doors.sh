@@ -1,4 +1,5 @@
-# Doors: each node's own ways to the brokers, so that one node can be cut from them. Only for tests.
+# Doors: ways to the brokers that can be cut: each node's own, or on Redis Cluster and Sentinel each server's. Only for
+# tests.
 #
 # Owns: which door leads where ($STATE/doors/table), and each node's flags ($STATE/doors/N). Sourced by `up`.
 # shellcheck shell=bash
@@ -6,7 +7,7 @@
 DOORS=${DOORS:-0}
 DOORS_READY_S=20
 
-# door NODE TARGET-PORT: the port of a new door.
+# door NAME TARGET-PORT: the port of a new door; NAME is what it is cut by.
 door() {
   local port
   port=$(free_ports 1)
@@ -32,21 +33,10 @@ doors_plain() {
   done
 }
 
-# doors_mapped URL PORTS...: for a bus whose servers name each other: the node is told where each is reached.
-doors_mapped() {
-  local url=$1 node port map
-  shift
-  for ((node = 1; node <= DOORS; node++)); do
-    map=''
-    for port in "$@"; do map+=${map:+,}127.0.0.1:$port=127.0.0.1:$(door "$node" "$port"); done
-    printf '%s\n' --bus "$url" "--bus.addresses=$map" > "$STATE/doors/$node"
-  done
-}
-
 # doors_start: after the last door is known.
 doors_start() {
   local control
-  [ "$DOORS" -gt 0 ] || return 0
+  [ "$DOORS" -gt 0 ] && [ ! -e "$(record doors)" ] || return 0
   have node || die 'node is missing' 'deploy/local/install client'
   control=$(free_ports 1)
   prepare doors doors "$control" > /dev/null

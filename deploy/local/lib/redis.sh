@@ -59,13 +59,31 @@ redis_single() {
   echo "redis://127.0.0.1:$port"
 }
 
+# redis_doors PORTS...: their doors, into `seen`: the ports under which servers are known to nodes and to each other.
+# Servers name each other to clients, so a door is a server's and not a node's: cutting it is cutting the server off
+# from all nodes and from its replica. Without doors it is the ports themselves.
+redis_doors() {
+  local i=0 port
+  seen=("$@")
+  [ "$DOORS" -gt 0 ] || return 0
+  for port in "$@"; do
+    seen[i]=$(door "redis-$((i + 1))" "$port")
+    i=$((i + 1))
+  done
+  doors_start
+}
+
 redis_cluster() {
-  local ports i urls=''
+  local ports seen i urls=''
   read -ra ports <<< "$(free_ports 12)"
+  redis_doors "${ports[@]:0:6}" || return 1
   for i in {0..5}; do
     redis_start "redis-$((i + 1))" redis-cluster "${ports[i]}" "$REDIS_DATA
 cluster-enabled yes
 cluster-port ${ports[i + 6]}
+cluster-announce-ip 127.0.0.1
+cluster-announce-port ${seen[i]}
+cluster-announce-bus-port ${ports[i + 6]}
 cluster-config-file nodes.conf
 cluster-node-timeout $REDIS_DEAD_MS
 cluster-require-full-coverage no
@@ -74,10 +92,9 @@ cluster-replica-validity-factor 0"
   done
   for i in {0..5}; do
     ready "redis-$((i + 1))" "$REDIS_READY_S" redis_says "${ports[i]}" PONG ping || return 1
-    urls+=${urls:+,}127.0.0.1:${ports[i]}
+    urls+=${urls:+,}127.0.0.1:${seen[i]}
   done
   redis_join "${ports[@]}" || return 1
-  doors_mapped "redis+cluster://$urls" "${ports[@]:0:6}"
   echo "redis+cluster://$urls"
 }
 
@@ -113,19 +130,24 @@ redis_whole() {
 }
 
 redis_sentinel() {
-  local ports i urls=''
+  local ports seen i urls=''
   read -ra ports <<< "$(free_ports 6)"
-  redis_start redis-1 redis "${ports[0]}" "$REDIS_DATA"
+  redis_doors "${ports[@]:0:3}" || return 1
+  redis_start redis-1 redis "${ports[0]}" "$REDIS_DATA
+replica-announce-ip 127.0.0.1
+replica-announce-port ${seen[0]}"
   ready redis-1 "$REDIS_READY_S" redis_says "${ports[0]}" PONG ping || return 1
   for i in 1 2; do
     redis_start "redis-$((i + 1))" redis "${ports[i]}" "$REDIS_DATA
-replicaof 127.0.0.1 ${ports[0]}"
+replica-announce-ip 127.0.0.1
+replica-announce-port ${seen[i]}
+replicaof 127.0.0.1 ${seen[0]}"
   done
   for i in 1 2; do
     ready "redis-$((i + 1))" "$REDIS_READY_S" redis_follows "${ports[i]}" || return 1
   done
   for i in 1 2 3; do
-    redis_start "sentinel-$i" sentinel "${ports[i + 2]}" "sentinel monitor $SENTINEL_MASTER 127.0.0.1 ${ports[0]} 2
+    redis_start "sentinel-$i" sentinel "${ports[i + 2]}" "sentinel monitor $SENTINEL_MASTER 127.0.0.1 ${seen[0]} 2
 sentinel down-after-milliseconds $SENTINEL_MASTER $REDIS_DEAD_MS
 sentinel failover-timeout $SENTINEL_MASTER 5000" --sentinel
     urls+=${urls:+,}127.0.0.1:${ports[i + 2]}
@@ -133,7 +155,6 @@ sentinel failover-timeout $SENTINEL_MASTER 5000" --sentinel
   for i in 1 2 3; do
     ready "sentinel-$i" "$REDIS_READY_S" sentinel_whole "${ports[i + 2]}" || return 1
   done
-  doors_mapped "redis+sentinel://$urls/$SENTINEL_MASTER" "${ports[@]}"
   echo "redis+sentinel://$urls/$SENTINEL_MASTER"
 }
 

@@ -14,6 +14,7 @@ import { pause } from './wire.js';
 const run = promisify(execFile);
 
 const isRedis = (bus) => ['redis', 'valkey', 'sentinel', 'redis-single'].includes(bus);
+const hasReplicas = (bus) => ['redis', 'valkey', 'sentinel'].includes(bus);
 const isNats = (bus) => bus.startsWith('nats');
 
 /** The broker that is hurt: a Redis master, else the first. */
@@ -125,11 +126,12 @@ export const FAULTS = {
   pause3: pauseBroker(3_000),
   pause15: pauseBroker(15_000),
   cut: {
-    what: 'what one node says to its brokers and hears from them goes nowhere for 5 s',
+    what: 'what one node says to its brokers and hears from them goes nowhere for 5 s; with replicas on Redis: what all say to a master',
     doors: true,
     holdMs: 5_000,
-    begin: ({ brokers }) => brokers.cut(0),
-    end: ({ brokers }) => brokers.heal(0),
+    prepare: choose,
+    begin: ({ brokers, bus, victim }) => brokers.cut(hasReplicas(bus) ? victim : 1),
+    end: ({ brokers, bus, victim }) => brokers.heal(hasReplicas(bus) ? victim : 1),
   },
   all: {
     what: 'all brokers are killed at once, and started again after 3 s with their data',

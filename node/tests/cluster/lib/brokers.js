@@ -21,7 +21,7 @@ const run = promisify(execFile);
 
 export class Brokers {
   /**
-   * Starts the brokers of a bus. `doors`: so many ways to each broker, each of which can be cut.
+   * Starts the brokers of a bus. `doors`: ways to the brokers that can be cut, for so many nodes.
    */
   static async start(bus, { doors = 0 } = {}) {
     if (!BUSES.includes(bus)) {
@@ -123,18 +123,14 @@ export class Brokers {
     }
   }
 
-  /** From now on what a node says to the brokers, and they to it, goes nowhere. */
-  cut(node) {
-    return this.#door('cut', node);
+  /** From now on what is said through the doors of this name goes nowhere: a node's number, or a server's name. */
+  async cut(name) {
+    await fetch(`http://127.0.0.1:${this.port('doors')}/cut/${name}`, { method: 'POST' });
   }
 
   /** It goes through again, and what was said meanwhile too. */
-  heal(node) {
-    return this.#door('heal', node);
-  }
-
-  async #door(verb, node) {
-    await fetch(`http://127.0.0.1:${this.port('doors')}/${verb}/${node + 1}`, { method: 'POST' });
+  async heal(name) {
+    await fetch(`http://127.0.0.1:${this.port('doors')}/heal/${name}`, { method: 'POST' });
   }
 
   /** Ends all of them and removes what they wrote. */
