@@ -12,12 +12,13 @@ use ringmain::core::api::{Answer, Call, ControlCommand, REPORT_TOKEN, UserSelect
 use ringmain::core::cluster::{PRESENCE_ASK_MS, slot_of};
 use ringmain::core::config::Secret;
 use ringmain::core::engine::Engine;
+use ringmain_bus::Bus as _;
 use ringmain_bus::sim::{SimBroker, SimOptions, SimPort};
 use ringmain_proto::time::Now;
 use serde_json::{Value, json};
 
 use crate::cluster::{quiet_config, users};
-use crate::harness::World;
+use crate::harness::{Dice, World};
 use crate::protocol::token;
 
 const CHANNEL: &str = "room:cluster";
@@ -56,7 +57,10 @@ impl Nodes {
         let (broker, ports) = SimBroker::new(&SimOptions::new(seed), count);
         let mut nodes = Vec::new();
         for (index, port) in ports.into_iter().enumerate() {
-            let world = World::new(2, seed * 10 + index as u64, &quiet_config());
+            let mut config = quiet_config();
+            // These clients answer no pings.
+            config.client.ping_interval_ms = 3_600_000;
+            let world = World::new(2, seed * 10 + index as u64, &config);
             let cluster = Cluster::new(options(index), world.now);
             let (told, surveyed) = (BTreeMap::new(), BTreeMap::new());
             nodes.push(Node { world, cluster, port, paused: false, told, surveyed });
@@ -315,7 +319,7 @@ fn a_node_that_stood_still_with_its_connection_up_learns_what_it_missed() {
 
 #[test]
 fn lost_messages_are_noticed_and_asked_for() {
-    for seed in 10..20 {
+    for seed in 10..15 {
         let mut nodes = Nodes::new(3, seed);
         let here = nodes.subscribed(0, "watcher");
         nodes.pass(300);
@@ -625,4 +629,95 @@ fn a_client_asks_on_any_node() {
     let replies = nodes.nodes[1].world.take_json(client);
     let reply = replies.iter().find(|reply| reply["id"] == id).expect("at once, for the channel is held");
     assert_eq!(users(&reply["presence"]), ["a", "b"]);
+}
+
+/// Nodes that stand still, cuts, losses, a broker that goes and forgets: in the end every node shows who is there, and
+/// what a subscriber was told on the way adds up to it.
+fn disturbed(seed: u64) {
+    let mut nodes = Nodes::new(3, seed);
+    let mut dice = Dice::new(seed);
+    let here = nodes.subscribed(0, "watcher");
+    nodes.pass(300);
+    let mut there: Vec<(usize, usize, String)> = Vec::new();
+    for round in 0..40 {
+        let node = dice.below(3) as usize;
+        let now_ms = nodes.now.mono_ms;
+        match dice.below(10) {
+            0 => nodes.broker.cut(now_ms, node),
+            1 => nodes.broker.lose_arrivals(node, 1 + dice.below(8) as u32),
+            2 => nodes.broker.lose_answers(node, 1 + dice.below(4) as u32),
+            // The watcher's node runs, for its subscriber is what is looked at.
+            3 if node != 0 => nodes.nodes[node].paused = true,
+            4 => nodes.nodes.iter_mut().for_each(|node| node.paused = false),
+            5 if dice.below(4) == 0 => {
+                nodes.broker.kill(now_ms);
+                if dice.below(2) == 0 {
+                    nodes.broker.wipe();
+                }
+                nodes.pass(dice.below(4_000));
+                nodes.broker.start();
+            }
+            _ => {}
+        }
+        let can_open = nodes.nodes[node].port.health() == ringmain_bus::Health::Up;
+        if !nodes.nodes[node].paused && can_open {
+            let user = format!("u{round:02}");
+            let client = nodes.subscribed(node, &user);
+            there.push((node, client, user));
+        }
+        if dice.below(3) == 0 && !there.is_empty() {
+            let (node, client, user) = there.swap_remove(dice.below(there.len() as u64) as usize);
+            if nodes.nodes[node].paused {
+                there.push((node, client, user));
+            } else {
+                nodes.close(node, client);
+            }
+        }
+        nodes.pass(dice.below(300));
+    }
+    nodes.nodes.iter_mut().for_each(|node| node.paused = false);
+    nodes.pass(8_000);
+    let mut expected: Vec<&str> = there.iter().map(|(_, _, user)| user.as_str()).chain(["watcher"]).collect();
+    expected.sort_unstable();
+    nodes.expect_presence(&expected);
+    let mut told: BTreeMap<String, i32> = BTreeMap::new();
+    for push in nodes.pushes(0, here) {
+        let count = told.entry(push[1..].to_owned()).or_default();
+        *count += if push.starts_with('+') { 1 } else { -1 };
+        assert!((0..=1).contains(count), "{push} came twice");
+    }
+    let told: Vec<&str> =
+        told.iter().filter(|(_, count)| **count == 1).map(|(user, _)| user.as_str()).collect();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn whatever_happens_in_the_end_every_node_shows_who_is_there() {
+    for seed in 100..105 {
+        if let Err(panic) = std::panic::catch_unwind(|| disturbed(seed)) {
+            eprintln!("seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn a_shard_that_could_not_be_told_everything_is_told_anew() {
+    let mut nodes = Nodes::new(2, 31);
+    let here = nodes.subscribed(0, "a");
+    nodes.subscribed(1, "b");
+    nodes.pass(300);
+    for shard in 0..2 {
+        let now = nodes.now;
+        nodes.nodes[0].cluster.shard_overrun(now, shard);
+    }
+    nodes.subscribed(1, "c");
+    nodes.close(0, here);
+    let again = nodes.subscribed(0, "d");
+    nodes.pass(3_000);
+    nodes.expect_presence(&["b", "c", "d"]);
+    assert!(nodes.nodes[0].cluster.slots().any(|slot| slot == slot_of("d")));
+    nodes.command(1, &disconnect("d"));
+    nodes.pass(500);
+    assert!(!nodes.is_open(0, again));
 }
