@@ -21,7 +21,8 @@ local PAGE_BYTES = 4194304 -- a page is cut here
 local call, pack, unpack_from, sub = redis.call, struct.pack, struct.unpack, string.sub
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local replid = string.match(call('INFO', 'replication'), 'master_replid:(%x+)')
+local info = call('INFO', 'replication')
+local replid = string.match(info, 'master_replid:(%x+)')
 local publish_command = ARGV[1]
 local at = 1
 
@@ -253,7 +254,7 @@ function operations.K(key)
     call('SET', key, life)
   end
   call(publish_command, key, pack('>B', 2) .. replid .. life .. payload)
-  return { 'K', replid, life }
+  return { 'K', replid, life, tonumber(string.match(info, 'connected_slaves:(%d+)')) or 0 }
 end
 
 local answers = {}

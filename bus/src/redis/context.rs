@@ -24,7 +24,7 @@ use crate::types::PublishError;
 pub(super) const RETRY_MAX: Duration = Duration::from_millis(2_500);
 
 /// Acks kept until replicas have confirmed them. Full: further publishes are answered `Unknown`.
-pub(super) const KEPT_MAX: usize = 65_536;
+pub(super) const KEPT_MAX: usize = 262_144;
 
 /// Bytes of the publications of kept acks. Full: as [`KEPT_MAX`].
 pub(super) const KEPT_BYTES_MAX: usize = 64 << 20;

@@ -115,7 +115,8 @@ pub struct RedisOptions {
     pub interest: Interest,
     /// What a publish waits for.
     pub durability: Durability,
-    /// Replicas that must confirm before a kept ack is let go; what the servers say if none.
+    /// Replicas that must confirm before a kept ack is let go. If none, what a cluster or the Sentinels know of that is
+    /// not down; of a single server those that are connected, so name the number there if one may take over.
     pub replicas: Option<usize>,
     /// How long an id is remembered.
     pub ids_window: Duration,

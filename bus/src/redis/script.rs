@@ -163,11 +163,25 @@ pub(super) struct Life {
 /// What an operation answers.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
-    Published { key: KeyState, offset: u64, repeated: bool },
-    Counted { key: KeyState },
-    Page { key: KeyState, floor: u64, more: bool, entries: Vec<(u64, Vec<u8>)> },
-    Cleared { key: KeyState },
-    Canary(Life),
+    Published {
+        key: KeyState,
+        offset: u64,
+        repeated: bool,
+    },
+    Counted {
+        key: KeyState,
+    },
+    Page {
+        key: KeyState,
+        floor: u64,
+        more: bool,
+        entries: Vec<(u64, Vec<u8>)>,
+    },
+    Cleared {
+        key: KeyState,
+    },
+    /// With the replicas that are connected.
+    Canary(Life, usize),
     Failed(String),
 }
 
@@ -198,7 +212,9 @@ fn answer(value: Value) -> Option<Answer> {
         b'K' => {
             let replid = bytes_of(items.next()?)?;
             let data = bytes_of(items.next()?)?.try_into().ok()?;
-            Some(Answer::Canary(Life { replid: replication_id(&replid)?, data: u64::from_be_bytes(data) }))
+            let life = Life { replid: replication_id(&replid)?, data: u64::from_be_bytes(data) };
+            let Value::Int(replicas) = items.next()? else { return None };
+            Some(Answer::Canary(life, usize::try_from(replicas).ok()?))
         }
         b'X' => Some(Answer::Failed(String::from_utf8_lossy(&bytes_of(items.next()?)?).into_owned())),
         _ => None,

@@ -113,7 +113,8 @@ impl Server {
     /// Waits until it answers: this process and no other at its port.
     fn await_ready(&self) {
         let pid = format!("process_id:{}\r", self.process.pid());
-        settle("server that answers", || self.text("INFO server").contains(&pid));
+        let has_loaded = || matches!(self.try_ask(&redis::cmd("PING")), Some(Value::SimpleString(_)));
+        settle("server that answers", || self.text("INFO server").contains(&pid) && has_loaded());
     }
 
     fn connect(&self) -> redis::RedisResult<Connection> {

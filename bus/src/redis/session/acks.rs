@@ -13,7 +13,7 @@ use crate::lineage::{Ack, KeptAck, KeyState, Link, judge_ack, judge_position};
 use crate::position::{Judgement, Reason};
 use crate::redis::canary::Mark;
 use crate::redis::context::{Kept, Publication};
-use crate::redis::options::Durability;
+use crate::redis::options::{Deployment, Durability};
 use crate::redis::script::{Answer, answers};
 use crate::types::{Accepted, BusError, HistoryQuery, Page, PublishError};
 
@@ -103,6 +103,10 @@ impl Session {
         let code = code(message);
         if REFUSALS.contains(&code) {
             match work {
+                // An earlier attempt may have been accepted.
+                Work::Publish(publication) if publication.attempts > 1 => {
+                    self.context.orphan(publication).await;
+                }
                 Work::Publish(publication) => {
                     self.context.answer(&publication, Err(PublishError::Unavailable)).await;
                 }
@@ -221,8 +225,14 @@ impl Session {
 
     pub(super) fn canary_answered(&mut self, value: Value) -> Result<(), Ending> {
         match answers(value).as_deref() {
-            Some([Answer::Canary(life)]) if *life == self.life => Ok(()),
-            Some([Answer::Canary(_)]) => Err(Ending::because("another life")),
+            Some([Answer::Canary(life, replicas)]) if *life == self.life => {
+                let options = &self.context.options;
+                if options.deployment == Deployment::Single && options.replicas.is_none() {
+                    self.replicas.set(*replicas);
+                }
+                Ok(())
+            }
+            Some([Answer::Canary(..)]) => Err(Ending::because("another life")),
             _ => Err(Ending::because("canary refused")),
         }
     }

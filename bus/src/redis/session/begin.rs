@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use redis::{PushKind, Value};
 
-use super::{BATCH_MAX, CANARY, Ears, Ending, Post, Session};
+use super::batch::BATCH_MAX;
+use super::{CANARY, Ears, Ending, Post, Session};
 use crate::epoch::Position;
 use crate::lineage::KeptAck;
 use crate::redis::canary;
@@ -49,9 +50,6 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
     };
     if role.first().and_then(text).as_deref() != Some("master") {
         return Err(Ending::because("not a master"));
-    }
-    if let (None, Some(Value::Array(known))) = (master.replicas, role.get(2)) {
-        replicas.set(known.len());
     }
     let loaded = link.ask(redis::cmd("SCRIPT").arg("LOAD").arg(LUA)).await?;
     let sha = text(&loaded).ok_or(Ending::because("protocol"))?;
@@ -103,7 +101,7 @@ async fn first_canary(
     }
     let payload = canary::encode(context.incarnation, 0, std::iter::empty());
     let operation = context.script.canary(key, context.nonce(), payload);
-    let Some(Answer::Canary(life)) = call(context, link, sha, &[operation]).await?.pop() else {
+    let Some(Answer::Canary(life, _)) = call(context, link, sha, &[operation]).await?.pop() else {
         return Err(Ending::because("canary refused"));
     };
     loop {

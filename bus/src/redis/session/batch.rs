@@ -1,0 +1,107 @@
+//! Operations on their way: grouped, batched, sent.
+//!
+//! Owns: when a call is sent and what is in it. Must not know: what answers mean.
+//!
+//! Calls: operations of one hash slot (of any, where there is no cluster) go together. They are sent at once while
+//! fewer than [`CALLS_IN_FLIGHT_MAX`] calls of the group are unanswered; under load they wait for an answer, at most
+//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`], while fewer than [`CALLS_IN_FLIGHT_HARD_MAX`]
+//! are unanswered.
+//!
+//! Invariant: operations of a group are sent in the order in which they were queued.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Ending, Flight, Session, Work};
+use crate::redis::options::Durability;
+use crate::redis::script::Operation;
+
+/// Calls of one group without an answer while more are sent at once.
+pub(super) const CALLS_IN_FLIGHT_MAX: usize = 2;
+
+/// The same where they have waited their time, or fill a call. The canary waits behind them all.
+pub(super) const CALLS_IN_FLIGHT_HARD_MAX: usize = 8;
+
+/// Operations of one call.
+pub(super) const BATCH_MAX: usize = 64;
+
+/// Bytes of one call, if it is more than one operation.
+pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// Longest wait for company under load.
+pub(super) const BATCH_WAIT_MAX: Duration = Duration::from_millis(10);
+
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) waiting: VecDeque<(Work, Operation)>,
+    since: Option<Instant>,
+    in_flight: usize,
+}
+
+impl Session {
+    pub(super) fn queue(&mut self, work: Work, operation: Operation) {
+        let slot = if self.context.options.is_cluster() { operation.slot() } else { 0 };
+        let group = self.groups.entry(slot).or_default();
+        if group.waiting.is_empty() {
+            group.since = Some(Instant::now());
+            self.restless.push(slot);
+        }
+        group.waiting.push_back((work, operation));
+    }
+
+    pub(super) fn send_restless(&mut self) -> Result<(), Ending> {
+        let now = Instant::now();
+        for slot in std::mem::take(&mut self.restless) {
+            while self.send_batch(slot, now)? {}
+            if self.groups.get(&slot).is_some_and(|group| !group.waiting.is_empty()) {
+                self.restless.push(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one call of a group, if it is time.
+    fn send_batch(&mut self, slot: u16, now: Instant) -> Result<bool, Ending> {
+        let Some(group) = self.groups.get_mut(&slot) else { return Ok(false) };
+        let is_late = group.since.is_some_and(|since| now.duration_since(since) >= BATCH_WAIT_MAX);
+        let is_full = group.waiting.len() >= BATCH_MAX;
+        let room = if is_late || is_full { CALLS_IN_FLIGHT_HARD_MAX } else { CALLS_IN_FLIGHT_MAX };
+        if group.waiting.is_empty() || group.in_flight >= room {
+            return Ok(false);
+        }
+        let (mut works, mut operations, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while works.len() < BATCH_MAX
+            && let Some((work, operation)) = group.waiting.pop_front()
+        {
+            bytes += operation.bytes();
+            works.push(work);
+            operations.push(operation);
+            if bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+        }
+        group.since = (!group.waiting.is_empty()).then_some(now);
+        group.in_flight += 1;
+        let durable = match self.context.options.durability {
+            Durability::Master => None,
+            Durability::Replicas(replicas) => {
+                works.iter().any(|work| matches!(work, Work::Publish(_))).then_some(replicas)
+            }
+        };
+        self.send(&operations)?;
+        self.flights.push_back(Flight::Call { group: slot, works, confirmed: durable.is_some() });
+        if let Some(replicas) = durable {
+            self.send_wait(replicas)?;
+            self.flights.push_back(Flight::Confirm { group: slot });
+        }
+        Ok(true)
+    }
+
+    pub(super) fn landed(&mut self, slot: u16) {
+        let Some(group) = self.groups.get_mut(&slot) else { return };
+        group.in_flight -= 1;
+        if group.in_flight == 0 && group.waiting.is_empty() {
+            self.groups.remove(&slot);
+        }
+    }
+}
