@@ -8,6 +8,7 @@ NODE_READY_S=60
 
 # Secret of the tokens that the nodes take, for `ringmain token`. Known to all: for one's own machine only.
 TOKEN_SECRET='local cluster: not a secret at all'
+TICKET_KEY='local cluster: not a secret either, and long enough'
 
 # ringmain_binary: LOCAL_BINARY, else what was built last, else it is built.
 ringmain_binary() {
@@ -36,30 +37,36 @@ ringmain_nodes() {
   mapfile -t cpus < <(cpus)
   binary=$(ringmain_binary)
   step "$binary"
-  read -ra ports <<< "$(free_ports $((count * 3)))"
+  read -ra ports <<< "$(free_ports $((count * 4)))"
   for ((i = 1; i <= count; i++)); do
     spread=()
     [ "$shards" != 1 ] || spread=("--server.cpus=${cpus[(i - 1) % ${#cpus[@]}]}")
-    ringmain_start "$i" "${ports[@]:(i - 1) * 3:3}" "$binary" --bus "$url" --shards "$shards" "${spread[@]}" "$@"
+    ringmain_start "$i" "${ports[@]:(i - 1) * 4:4}" "$binary" --bus "$url" --shards "$shards" "${spread[@]}" "$@"
   done
   for ((i = 1; i <= count; i++)); do
     ready "node-$i" "$NODE_READY_S" node_ready "node-$i" || return 1
   done
 }
 
-# ringmain_start NUMBER PROXIED-PORT DIRECT-PORT ADMIN-PORT BINARY FLAGS...
+# ringmain_start NUMBER PROXIED-PORT DIRECT-PORT ADMIN-PORT OWN-PORT BINARY FLAGS...
 ringmain_start() {
-  local number=$1 port=$2 direct=$3 admin=$4 binary=$5 at
-  shift 5
+  local number=$1 port=$2 direct=$3 admin=$4 own=$5 binary=$6 at
+  shift 6
   at=$(prepare "node-$number" ringmain "$port")
   echo "$direct" > "$at/direct"
   echo "$admin" > "$at/admin"
+  echo "$own" > "$at/own"
   cat > "$at/conf" << EOF
 [server]
 name = "node-$number"
 
 [token]
 hmac_secret = "$TOKEN_SECRET"
+
+# Where the balancer leads to this node alone: what GET /v1/place?user=42 answers for users that belong here.
+[cluster]
+address = "ws://127.0.0.1:$own/connection/websocket"
+ticket_key = "$TICKET_KEY"
 EOF
   command_of "node-$number" -- "$binary" serve --demo --config "$at/conf" --admin "127.0.0.1:$admin" \
     --listen "127.0.0.1:$port proxy_protocol" --listen "127.0.0.1:$direct" "$@"
@@ -119,6 +126,9 @@ listen ringmain
   default-server send-proxy-v2 check check-send-proxy inter 500ms fall 2 rise 1
 $(for name in $(ringmain_names); do echo "  server $name 127.0.0.1:$(port_of "$name")"; done)
 
+# And an address for each node alone: where users are placed.
+$(for name in $(ringmain_names); do haproxy_own "$name"; done)
+
 # Who is there, for people: http://127.0.0.1:$2/
 listen stats
   mode http
@@ -126,6 +136,15 @@ listen stats
   stats enable
   stats uri /
   stats refresh 2s
+EOF
+}
+
+# haproxy_own NAME
+haproxy_own() {
+  cat << EOF
+listen $1
+  bind 127.0.0.1:$(cat "$(record "$1")/own")
+  server $1 127.0.0.1:$(port_of "$1") send-proxy-v2
 EOF
 }
 

@@ -56,10 +56,10 @@ async function messages() {
   }
   await api(nodes[0], 'publish', { channel, data: `by the API of ${nodes[0].name}` });
   const expected = [...places.map(({ name }) => `from ${name}`), `by the API of ${nodes[0].name}`];
-  for (const [index, sub] of subs.entries()) {
-    const publications = await sub.publications(expected.length, WAIT_MS);
+  const seen = await Promise.all(subs.map((sub) => sub.publications(expected.length, WAIT_MS)));
+  for (const [index, publications] of seen.entries()) {
     same(`at ${places[index].name}`, publications.map(({ data }) => data), expected);
-    same(`offsets at ${places[index].name}`, publications.map(({ offset }) => offset), expected.map((_, n) => n + 1));
+    same(`offsets at ${places[index].name}`, publications.map(({ offset }) => offset), seen[0].map(({ offset }) => offset));
   }
   return `${expected.length} messages from everywhere came everywhere, in one order`;
 }
@@ -83,7 +83,7 @@ async function recovery() {
   const sub = await before.subscribe(channel);
   const writer = await connect(second);
   await writer.sdk.publish(channel, 1);
-  await sub.publications(1, WAIT_MS);
+  const [{ offset }] = await sub.publications(1, WAIT_MS);
   const { epoch } = sub.all('subscribed')[0].streamPosition;
   before.close();
   for (let n = 2; n <= 20; n++) {
@@ -91,10 +91,42 @@ async function recovery() {
   }
   const elsewhere = nodes[1 % nodes.length];
   const after = await connect(elsewhere);
-  const again = await after.subscribe(channel, { since: { offset: 1, epoch } });
+  const again = await after.subscribe(channel, { since: { offset, epoch } });
   await again.publications(19, WAIT_MS);
   same('recovered', again.data, Array.from({ length: 19 }, (_, n) => n + 2));
   return `a client that left ${first.name} had the 19 messages it missed on ${elsewhere.name}`;
+}
+
+async function placement() {
+  const places = new Map();
+  for (let user = 1; user <= 30; user++) {
+    const answers = await Promise.all(nodes.map((node) => place(node, user)));
+    same(`where nodes place user ${user}`, answers.map(({ node }) => node), nodes.map(() => answers[0].node));
+    places.set(answers[0].node, answers[0]);
+  }
+  for (const [name, { address }] of places) {
+    const node = nodes.find((other) => other.name === name);
+    const before = await clientsOf(node);
+    const client = await connect({ url: address });
+    await until(async () => (await clientsOf(node)) > before, WAIT_MS, () => `a client of ${address} on ${name}`);
+    client.close();
+  }
+  return `30 users belong to ${places.size} nodes, all nodes agree on it, and each has its address at the balancer`;
+}
+
+async function place(node, user) {
+  const response = await fetch(`${node.admin}/v1/place?user=${user}`);
+  if (response.status !== 200) {
+    throw new Error(`/v1/place at ${node.name}: ${response.status} ${await response.text()}`);
+  }
+  return response.json();
+}
+
+/** Connections of one node alone. */
+async function clientsOf(node) {
+  const response = await fetch(`${node.admin}/metrics`);
+  const counts = [...(await response.text()).matchAll(/^ringmain_connections(?:\{[^}]*\})? (\d+)/gm)];
+  return counts.reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
 async function killed() {
@@ -137,7 +169,7 @@ async function afterwards(channel, victim, writer, readers, subs) {
 const url = readFileSync(path.join(state, 'url'), 'utf8').trim();
 console.log(`${nodes.length} nodes on ${url}`);
 let failed = 0;
-for (const show of [messages, presence, recovery, killed]) {
+for (const show of [messages, presence, recovery, placement, killed]) {
   try {
     await ready();
     console.log(`ok      ${await show()}`);
