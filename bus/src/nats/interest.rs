@@ -8,7 +8,6 @@
 //! told in the order of their sequences and once, by however many units they come.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +16,11 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::ephemeral::Said;
-use super::life::{In, Life, PEER_MS};
+use super::life::{In, Life};
 use super::node::CORE;
 use super::options::Interest;
 use super::pulse::{header, sequence_of};
 use super::subjects::{hash, slot};
-use super::wire::{self, Ask, Told};
 use crate::backend::{Call, Domain, Message, Reply, Target};
 use crate::envelope;
 use crate::epoch::Epoch;
@@ -153,55 +151,6 @@ impl Channels {
     }
 }
 
-/// A round of confirmations: nothing is confirmed by what was sent before it.
-struct Round {
-    number: u64,
-    calls: Vec<Waiting>,
-    /// Streams whose canary of this number or a later one has not come back.
-    streams: Vec<(u16, u64)>,
-    /// Nodes that have not answered.
-    peers: HashSet<u64>,
-    /// How far each of the others had spoken.
-    spoken: HashMap<u64, u64>,
-}
-
-/// A subscription that waits.
-struct Waiting {
-    call: Call,
-    domain: Domain,
-    name: Arc<str>,
-}
-
-/// Subscriptions that wait for their confirmation.
-#[derive(Default)]
-pub(super) struct Confirm {
-    waiting: Vec<Waiting>,
-    round: Option<Round>,
-    rounds: u64,
-}
-
-impl Confirm {
-    /// Takes out the calls of a domain.
-    pub(super) fn fail(&mut self, domain: Domain) -> Vec<Call> {
-        let mut failed = Vec::new();
-        let mut take = |calls: &mut Vec<Waiting>| {
-            calls.retain(|waiting| {
-                let keep = waiting.domain != domain;
-                failed.extend((!keep).then_some(waiting.call));
-                keep
-            });
-        };
-        take(&mut self.waiting);
-        if let Some(round) = &mut self.round {
-            take(&mut round.calls);
-            if let Some(stream) = domain.0.checked_sub(1) {
-                round.streams.retain(|(waited, _)| u32::from(*waited) != stream);
-            }
-        }
-        failed
-    }
-}
-
 impl Life<'_> {
     fn scope_of(&self, name: &Arc<str>) -> Scope {
         if self.node.options.interest == Interest::Slots || name.starts_with("user:") {
@@ -252,8 +201,7 @@ impl Life<'_> {
             }
             CORE
         };
-        self.confirm.waiting.push(Waiting { call, domain, name: target.name.clone() });
-        self.begin_round().await;
+        self.confirm(call, domain, target.name.clone()).await;
     }
 
     /// Hears a positioned channel: wanted by the hub, or for its own publications.
@@ -310,7 +258,7 @@ impl Life<'_> {
         }
     }
 
-    pub(super) async fn look_after_interest(&mut self, now: Instant) {
+    pub(super) fn look_after_interest(&mut self, now: Instant) {
         while let Some((at, _)) = self.channels.lingering.front()
             && *at <= now
         {
@@ -326,11 +274,6 @@ impl Life<'_> {
                 }
             }
         }
-        let living: HashSet<u64> = self.node.living(now).into_iter().collect();
-        if let Some(round) = &mut self.confirm.round {
-            round.peers.retain(|peer| living.contains(peer) || *peer == self.node.incarnation);
-        }
-        self.end_round().await;
     }
 
     /// A positioned channel's publication.
@@ -388,81 +331,7 @@ impl Life<'_> {
             self.node.tell(Reply::Message { name, message }).await;
         }
     }
-
-    async fn begin_round(&mut self) {
-        if self.confirm.round.is_some() || self.confirm.waiting.is_empty() {
-            return;
-        }
-        self.confirm.rounds += 1;
-        let number = self.confirm.rounds;
-        let calls = std::mem::take(&mut self.confirm.waiting);
-        let mut streams: Vec<(u16, u64)> = Vec::new();
-        let mut peers = HashSet::new();
-        for waiting in &calls {
-            match waiting.domain.0.checked_sub(1) {
-                None => {
-                    peers.insert(self.node.incarnation);
-                }
-                Some(stream) if !streams.iter().any(|(waited, _)| u32::from(*waited) == stream) => {
-                    streams.push((stream as u16, 0));
-                }
-                Some(_) => (),
-            }
-        }
-        for (stream, from) in &mut streams {
-            self.send_canary(*stream).await;
-            *from = self.node.pulses;
-        }
-        if !peers.is_empty() {
-            peers.extend(self.node.living(Instant::now()));
-            let ask = wire::write(&Ask { incarnation: self.node.incarnation, number });
-            let (subject, reply) = (self.node.subjects.sync(), format!("{}.c", self.inbox));
-            self.send(subject, Some(reply), None, ask.into()).await;
-        }
-        self.confirm.round = Some(Round { number, calls, streams, peers, spoken: HashMap::new() });
-    }
-
-    /// A node has answered a question of a round.
-    pub(super) async fn peer_told(&mut self, told: &Told) {
-        if let Some(round) = &mut self.confirm.round
-            && round.number == told.number
-        {
-            round.peers.remove(&told.incarnation);
-            round.spoken.insert(told.incarnation, told.spoken);
-            self.end_round().await;
-        }
-    }
-
-    pub(super) async fn confirmed_by_canary(&mut self, stream: u16) {
-        let returned = self.streams[usize::from(stream)].returned;
-        if let Some(round) = &mut self.confirm.round {
-            round.streams.retain(|(waited, from)| *waited != stream || returned < *from);
-            self.end_round().await;
-        }
-    }
-
-    /// Ends the round if nothing is waited for, and begins the next.
-    async fn end_round(&mut self) {
-        let is_over = |round: &Round| round.streams.is_empty() && round.peers.is_empty();
-        if !self.confirm.round.as_ref().is_some_and(is_over) {
-            return;
-        }
-        let Some(Round { calls, spoken, .. }) = self.confirm.round.take() else { return };
-        let spoken = Rc::new(spoken);
-        for Waiting { call, domain, name } in calls {
-            if domain == CORE
-                && let Some(said) = self.channels.said.get_mut(&name)
-            {
-                said.confirm(&spoken);
-            }
-            self.node.tell(Reply::Subscribed { call, result: Ok(domain) }).await;
-        }
-        Box::pin(self.begin_round()).await;
-    }
 }
-
-/// How long peers are waited for is bounded by [`PEER_MS`]: who is silent for so long is not asked.
-const _: () = assert!(PEER_MS < crate::contract::ANSWER_MS_MAX);
 
 /// The record in an envelope.
 pub(super) fn record_of(payload: &Bytes) -> Option<Bytes> {

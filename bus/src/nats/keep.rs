@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::api::{Api, Which};
-use super::life::{In, Life, Step};
+use super::life::{In, Life};
+use super::streams::Step;
 use super::wire::{self, Record};
 
 /// Channels looked after in one tick.

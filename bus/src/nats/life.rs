@@ -6,7 +6,6 @@
 //! and barriers are tasks that report into the same queue. Invariants: nothing of a domain is told after its loss and
 //! before its return; a task of a life that is over finds nobody to report to.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,15 +17,16 @@ use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::api::{Api, ApiError, Info};
-use super::barrier::{Barrier, Believed, Stage};
+use super::api::{Api, ApiError};
+use super::barrier::Believed;
+use super::confirm::Confirm;
 use super::ephemeral::Suspects;
-use super::interest::{Channels, Confirm};
+use super::interest::Channels;
 use super::keep::Keeping;
 use super::node::{CORE, Node, refusal};
 use super::publish::{Echoes, Publishes};
-use super::wire::Record;
-use crate::backend::{Call, Domain, ReadPage, Reply, Request};
+use super::streams::{Step, StreamLife};
+use crate::backend::{Call, ReadPage, Reply, Request};
 use crate::epoch::{Epoch, Position};
 use crate::types::{BusError, PublishError};
 
@@ -44,9 +44,6 @@ const ROOM_MS_MAX: u64 = crate::backend::SILENCE_MS_MAX;
 
 /// Walks at the same time; others wait.
 const WALKS_MAX: usize = 64;
-
-/// Time before a barrier that failed is tried again, in milliseconds.
-const BARRIER_AGAIN_MS: u64 = 100;
 
 /// Time within which a node that was heard counts as living, in milliseconds.
 pub(super) const PEER_MS: u64 = 1_500;
@@ -111,39 +108,6 @@ pub(super) enum In {
     Done,
 }
 
-/// How far a stream's part of this life is.
-pub(super) enum Step {
-    /// Not asked yet, or to be asked again then.
-    Again(Instant),
-    /// In the barrier.
-    Passing(JoinHandle<()>),
-    /// Believed; its canary has not come back yet.
-    Proving,
-    Up,
-}
-
-/// A stream in this life.
-pub(super) struct StreamLife {
-    pub(super) step: Step,
-    /// Counts its losses: what was begun in another is not believed.
-    pub(super) life: u64,
-    pub(super) record: Record,
-    pub(super) info: Info,
-    /// When its canary came back last.
-    pub(super) heard: Instant,
-    /// The canary that came back last.
-    pub(super) returned: u64,
-    /// Canaries on their way: number, bytes, when by this machine's clock.
-    pub(super) canaries: VecDeque<(u64, Vec<u8>, u64)>,
-    pub(super) clock_ahead_ms: Option<i64>,
-    /// Channels published on since the last canary, and how far.
-    pub(super) published: HashMap<Arc<str>, u64>,
-    /// Channels that moved here since the last canary came back.
-    pub(super) moved: HashSet<Arc<str>>,
-    /// Channels that others say have moved, and how far.
-    pub(super) marks: HashMap<Arc<str>, u64>,
-}
-
 /// See the module's doc.
 pub(super) struct Life<'n> {
     pub(super) node: &'n mut Node,
@@ -188,20 +152,7 @@ impl<'n> Life<'n> {
     pub(super) fn new(node: &'n mut Node, client: Client, doubt: Arc<Notify>) -> Life<'n> {
         let (incoming, received) = channel(INCOMING_MAX);
         let now = Instant::now();
-        let stream = |_| StreamLife {
-            step: Step::Again(now),
-            life: 0,
-            record: Record { generation: 0, nonce: 0 },
-            info: Info::default(),
-            heard: now,
-            returned: 0,
-            canaries: VecDeque::new(),
-            clock_ahead_ms: None,
-            published: HashMap::new(),
-            moved: HashSet::new(),
-            marks: HashMap::new(),
-        };
-        let streams = (0..node.subjects.streams()).map(stream).collect();
+        let streams = (0..node.subjects.streams()).map(|_| StreamLife::new(now)).collect();
         let expected = node.living(node.alive);
         Life {
             inbox: client.new_inbox(),
@@ -457,100 +408,10 @@ impl<'n> Life<'n> {
         }
         self.pulse_if_due(now).await;
         self.look_after_publishes(now).await;
-        self.look_after_interest(now).await;
+        self.look_after_interest(now);
+        self.look_after_rounds(now).await;
         self.look_after_suspects(now).await;
         self.look_after_keeping(now).await;
-    }
-
-    /// Begins the barrier of a stream.
-    fn pass(&mut self, stream: u16) {
-        let n = usize::from(stream);
-        let barrier = Barrier {
-            client: self.client.clone(),
-            options: self.node.options.clone(),
-            subjects: self.node.subjects.clone(),
-            stream,
-            incarnation: self.node.incarnation,
-            ours: self.node.memories[n].witness,
-            expected: self.expected.clone(),
-            canary: self.node.memories[n].canary.clone(),
-            nonce: self.node.nonces.draw(),
-        };
-        let incoming = self.incoming.clone();
-        self.streams[n].step = Step::Passing(tokio::task::spawn_local(async move {
-            let result = barrier.pass().await;
-            let _ = incoming.send(In::Passed { stream, result }).await;
-        }));
-    }
-
-    async fn passed(&mut self, stream: u16, result: Result<Believed, ApiError>) {
-        let n = usize::from(stream);
-        if !matches!(self.streams[n].step, Step::Passing(_)) {
-            return;
-        }
-        match result {
-            Ok(believed) => {
-                tracing::debug!(stream, generation = believed.record.generation, "stream believed");
-                self.believe(stream, believed.record, Some(believed.info.last_sequence));
-                self.streams[n].info = believed.info;
-                self.streams[n].step = Step::Proving;
-                self.streams[n].heard = Instant::now();
-                self.streams[n].canaries.clear();
-                self.send_canary(stream).await;
-            }
-            Err(error) => {
-                tracing::debug!(stream, %error, "stream not believed yet");
-                let again = Instant::now() + Duration::from_millis(BARRIER_AGAIN_MS);
-                self.streams[n].step = Step::Again(again);
-            }
-        }
-    }
-
-    /// Takes a record over, and counts what was seen from there.
-    pub(super) fn believe(&mut self, stream: u16, record: Record, last_sequence: Option<u64>) {
-        let n = usize::from(stream);
-        let witness = &mut self.node.memories[n].witness;
-        if (witness.generation, witness.nonce) != (record.generation, record.nonce) {
-            witness.high = last_sequence.unwrap_or(witness.high);
-            self.node.memories[n].canary = None;
-        }
-        let witness = &mut self.node.memories[n].witness;
-        (witness.generation, witness.nonce) = (record.generation, record.nonce);
-        witness.stage = Stage::Watching;
-        self.streams[n].record = record;
-    }
-
-    /// A stream is in doubt, the connection is not.
-    pub(super) async fn stream_lost(&mut self, stream: u16) {
-        let n = usize::from(stream);
-        if let Step::Passing(task) = &self.streams[n].step {
-            task.abort();
-        }
-        tracing::debug!(stream, "stream lost");
-        self.expected = self.node.living(Instant::now());
-        self.streams[n].step = Step::Again(Instant::now());
-        self.forget_stream(stream).await;
-        self.node.lost(Domain(u32::from(stream) + 1)).await;
-    }
-
-    /// Drops all that stood on the stream's part of this life.
-    pub(super) async fn forget_stream(&mut self, stream: u16) {
-        let life = &mut self.streams[usize::from(stream)];
-        life.life += 1;
-        life.published.clear();
-        life.moved.clear();
-        life.marks.clear();
-        self.channels.forget_stream(stream);
-        let domain = Domain(u32::from(stream) + 1);
-        for call in self.confirm.fail(domain) {
-            self.node.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
-        }
-        for reply in self.publishes.fail_walks(stream) {
-            self.node.tell(reply).await;
-        }
-        for call in self.publishes.fail(stream) {
-            self.node.tell(Reply::Published { call, result: Err(PublishError::Unknown) }).await;
-        }
     }
 
     /// The connection is lost: everything that waits is answered.

@@ -12,7 +12,11 @@
 //! | [`barrier`] | when a stream is believed, and its epoch |
 //! | [`read`] | history and positions out of a stream |
 //! | [`node`] | what outlives a connection, and making connections |
-//! | [`life`] | one connection from the first word to its loss, with [`pulse`], [`interest`], [`ephemeral`], [`publish`], [`keep`] |
+//! | [`life`] | one connection from the first word to its loss; with it: |
+//! | [`streams`], [`pulse`] | how far each stream is; hearts and canaries |
+//! | [`interest`], [`confirm`] | what is heard; when a subscription is confirmed |
+//! | [`ephemeral`], [`publish`] | what is missing of what was said; publishes in flight |
+//! | [`keep`] | what a stream's age limit would take |
 //! | [`check`](mod@check) | what a server's configuration gives up |
 //!
 //! # How the contract is met
@@ -41,6 +45,7 @@
 mod api;
 mod barrier;
 pub mod check;
+mod confirm;
 mod ephemeral;
 mod interest;
 mod keep;
@@ -50,6 +55,7 @@ pub mod options;
 mod publish;
 mod pulse;
 mod read;
+mod streams;
 mod subjects;
 mod wire;
 

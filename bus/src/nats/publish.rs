@@ -299,15 +299,17 @@ impl Life<'_> {
         });
     }
 
+    /// The predecessor was read; if that failed, it is read again in a while.
     pub(super) async fn found(&mut self, name: &Arc<str>, sequence: u64, result: Result<u64, ApiError>) {
-        for pending in self.publishes.pending.remove(&(name.clone(), sequence)).unwrap_or_default() {
-            match result {
-                Ok(previous) => self.accept(name, sequence, previous, &pending).await,
-                Err(_) => {
-                    let result = Err(PublishError::Unknown);
-                    self.node.tell(Reply::Published { call: pending.call, result }).await;
-                }
+        let key = (name.clone(), sequence);
+        let Ok(previous) = result else {
+            for pending in self.publishes.pending.get_mut(&key).into_iter().flatten() {
+                (pending.is_read, pending.since) = (false, Instant::now());
             }
+            return;
+        };
+        for pending in self.publishes.pending.remove(&key).unwrap_or_default() {
+            self.accept(name, sequence, previous, &pending).await;
         }
     }
 

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use async_nats::Message;
 
 use super::api::{ApiError, Which};
-use super::life::{In, Life, PEER_MS, Step};
+use super::life::{In, Life, PEER_MS};
 use super::node::{CORE, Node, PEERS_MAX};
+use super::streams::Step;
 use super::subjects::hash;
 use super::wire::{self, Ask, Canary, Heart, Record, Told};
 use crate::backend::{CANARY_MS, Domain};
