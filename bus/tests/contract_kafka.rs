@@ -70,3 +70,44 @@ fn a_wrong_password_is_refused_and_not_told() {
     let told = format!("{refused} {refused:?} {options:?}");
     assert!(!told.contains("wrong-password"), "{told}");
 }
+
+/// In a build whose client can encrypt: `cargo test -p ringmain-bus --features kafka-tls`.
+#[cfg(feature = "kafka-tls")]
+mod encrypted {
+    use super::*;
+
+    struct WithTls(Kafka);
+
+    impl Broker for WithTls {
+        fn backend(&self, _: usize, _: &Arc<Proxies>) -> Start {
+            let (brokers, authority) = self.0.servers().brokers_with_tls();
+            let (brokers, authority) = (brokers.join(","), authority.display());
+            let url = format!("kafkas://{brokers}/tls?partitions=2&small=true&ca={authority}");
+            let options = KafkaOptions::from_url(&url, |_| None).expect("a Kafka URL");
+            Box::new(move |ends| Box::pin(run(options, ends)))
+        }
+    }
+
+    #[test]
+    fn nodes_speak_tls() {
+        const ROOM: ChannelOptions =
+            ChannelOptions { history_size: 5, history_ttl_ms: 60_000, meta_ttl_ms: 60_000 };
+        let mut probe = Probe::new(Live::new(WithTls(Kafka::shared()), 2));
+        let name = probe.name("tls");
+        probe.open(1, &name, &ROOM);
+        probe.publish(0, &name, &ROOM);
+        probe.settle_arrivals();
+        assert_eq!(probe.arrivals(1, &name).len(), 1);
+    }
+
+    #[test]
+    fn who_is_not_vouched_for_is_refused() {
+        let kafka = Kafka::shared();
+        let (brokers, _) = kafka.servers().brokers_with_tls();
+        let url = format!("kafkas://{}/tls?partitions=2&small=true", brokers.join(","));
+        let options = KafkaOptions::from_url(&url, |_| None).expect("a Kafka URL");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let refused = runtime.block_on(check(&options)).expect_err("nobody vouches for it");
+        assert!(matches!(refused, TopicError::Unreachable(_)), "{refused}");
+    }
+}

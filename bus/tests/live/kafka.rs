@@ -26,7 +26,7 @@ const START_MAX: Duration = Duration::from_secs(180);
 const ATTEMPT_MAX: Duration = Duration::from_secs(60);
 
 /// Listeners of a broker that are not some node's.
-const FIXED: usize = 3;
+const FIXED: usize = 4;
 
 /// Who may use the listener with a login.
 pub(crate) const USER: &str = "ringmain";
@@ -78,7 +78,7 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream) {
 /// One broker.
 struct Server {
     directory: PathBuf,
-    /// Advertised as it is; for the controllers; with a login; for each node.
+    /// Advertised as it is; for the controllers; with a login; encrypted; for each node.
     ports: Vec<u16>,
     relays: Vec<Relay>,
     process: Option<Process>,
@@ -88,7 +88,7 @@ struct Server {
 
 /// A running cluster of one or three brokers.
 pub(crate) struct Servers {
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     servers: Vec<Server>,
 }
 
@@ -109,6 +109,7 @@ impl Servers {
                 is_paused: false,
             })
             .collect();
+        certify(directory.path());
         let voters: Vec<String> = servers
             .iter()
             .zip(1..)
@@ -120,8 +121,12 @@ impl Servers {
             let properties = server.properties(id, count, &voters);
             std::fs::write(server.directory.join("server.properties"), properties).unwrap();
         }
-        let mut servers = Servers { _directory: directory, servers };
+        let mut servers = Servers { directory, servers };
         servers.start_all();
+        if !archive().exists() {
+            servers.servers[0].leave_classes();
+            servers.start_all();
+        }
         servers
     }
 
@@ -143,6 +148,12 @@ impl Servers {
         self.servers.iter().map(|server| format!("127.0.0.1:{}", server.ports[2])).collect()
     }
 
+    /// Addresses of encrypted connections, and the file of the authority that vouches for them.
+    pub(crate) fn brokers_with_tls(&self) -> (Vec<String>, PathBuf) {
+        let brokers = self.servers.iter().map(|server| format!("127.0.0.1:{}", server.ports[3])).collect();
+        (brokers, self.directory.path().join("certificate.pem"))
+    }
+
     /// SIGKILL to one broker.
     pub(crate) fn kill(&mut self, server: usize) {
         self.servers[server].kill();
@@ -158,6 +169,21 @@ impl Servers {
         self.servers.iter_mut().for_each(Server::resume);
         self.start_all();
     }
+}
+
+/// A key and a certificate of its own for 127.0.0.1, where this build's client can encrypt.
+fn certify(directory: &Path) {
+    if !cfg!(feature = "kafka-tls") {
+        return;
+    }
+    let openssl = process::program("openssl", "kafka");
+    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"];
+    let files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "certificate.pem"];
+    let done = std::process::Command::new(openssl).args(request).args(files).current_dir(directory).output();
+    let done = done.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let part = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    std::fs::write(directory.join("store.pem"), part("key.pem") + &part("certificate.pem")).unwrap();
 }
 
 /// Ports of loopback that nobody has, and that the system gives to nobody who asks for any: a broker that is killed
@@ -182,7 +208,7 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl Server {
     fn properties(&self, id: usize, count: usize, voters: &str) -> String {
         let listener = |name: &str, port: u16| format!("{name}://127.0.0.1:{port}");
-        let [direct, controller, login] = [self.ports[0], self.ports[1], self.ports[2]];
+        let [direct, controller, login, tls] = self.ports[..FIXED].try_into().unwrap();
         let mut advertised = vec![listener("DIRECT", direct), listener("LOGIN", login)];
         let mut listeners = [advertised.clone(), vec![listener("CONTROLLER", controller)]].concat();
         let mut protocols =
@@ -191,6 +217,17 @@ impl Server {
             listeners.push(listener(&format!("NODE{node}"), self.ports[FIXED + node]));
             advertised.push(listener(&format!("NODE{node}"), relay.port));
             protocols.push(format!("NODE{node}:PLAINTEXT"));
+        }
+        let mut encryption = String::new();
+        if cfg!(feature = "kafka-tls") {
+            listeners.push(listener("TLS", tls));
+            advertised.push(listener("TLS", tls));
+            protocols.push("TLS:SSL".to_owned());
+            let store = self.directory.with_file_name("store.pem");
+            encryption = format!(
+                "listener.name.tls.ssl.keystore.type=PEM\nlistener.name.tls.ssl.keystore.location={}\n",
+                store.display()
+            );
         }
         let (copies, in_sync) = if count >= 3 { (3, 2) } else { (1, 1) };
         format!(
@@ -209,7 +246,7 @@ impl Server {
              controller.quorum.fetch.timeout.ms=1000\ncontroller.quorum.election.timeout.ms=500\n\
              controlled.shutdown.enable=false\nsasl.enabled.mechanisms=PLAIN\n\
              listener.name.login.plain.sasl.jaas.config=\
-             org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n",
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n{encryption}",
             listeners.join(","),
             advertised.join(","),
             protocols.join(","),
@@ -225,53 +262,53 @@ impl Server {
         self.directory.join(format!("log-{}", self.starts))
     }
 
-    /// What `java` is given to run one of Kafka's programs.
-    fn arguments(main: &str, arguments: &[&str]) -> Vec<String> {
-        let jars = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/brokers/kafka-{VERSION}"));
-        assert!(
-            jars.join(format!("kafka_2.13-{VERSION}.jar")).exists(),
-            "no Apache Kafka in {}: deploy/local/install kafka",
-            jars.display()
-        );
-        let options = [
-            "-Xms64m",
-            "-Xmx256m",
-            "-Xss512k",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-XX:MaxMetaspaceSize=128m",
-            "-XX:-UsePerfData",
-            "-Djava.awt.headless=true",
-            "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
-            "-cp",
-        ];
-        let jars = format!("{}/*", jars.display());
-        options
-            .into_iter()
-            .chain([jars.as_str(), main])
-            .chain(arguments.iter().copied())
-            .map(str::to_owned)
-            .collect()
-    }
-
     fn start(&mut self) {
         let properties = self.directory.join("server.properties");
         let properties = properties.to_str().unwrap();
         if !self.data().join("meta.properties").exists() {
-            let arguments = ["format", "-t", CLUSTER_ID, "-c", properties];
-            let arguments = Self::arguments("kafka.tools.StorageTool", &arguments);
-            let java = process::program("java", "kafka");
-            let formatted = std::process::Command::new(java).args(arguments).output().unwrap();
-            assert!(
-                formatted.status.success(),
-                "cannot format:\n{}",
-                String::from_utf8_lossy(&formatted.stderr)
-            );
+            self.format(properties);
         }
         self.starts += 1;
-        let (java, arguments) =
-            (process::program("java", "kafka"), Self::arguments("kafka.Kafka", &[properties]));
+        let (java, archive) = (process::program("java", "kafka"), archive());
+        let shared = match archive.exists() {
+            true => format!("-XX:SharedArchiveFile={}", archive.display()),
+            // It writes what it has loaded when it ends in peace.
+            false => format!("-XX:ArchiveClassesAtExit={}", self.directory.join("classes.jsa").display()),
+        };
+        let arguments = arguments(&[&shared], "kafka.Kafka", &[properties]);
         self.process = Some(process::start(&java, &arguments, &self.directory, &self.log()));
+    }
+
+    /// An empty disk: made once, and copied when it is needed again.
+    fn format(&self, properties: &str) {
+        let formatted = self.directory.join("formatted");
+        if formatted.exists() {
+            return Self::copy(&formatted, &self.data());
+        }
+        let format = ["format", "-t", CLUSTER_ID, "-c", properties];
+        let java = process::program("java", "kafka");
+        let arguments = arguments(&[], "kafka.tools.StorageTool", &format);
+        let done = std::process::Command::new(java).args(arguments).output().unwrap();
+        assert!(done.status.success(), "cannot format:\n{}", String::from_utf8_lossy(&done.stderr));
+        Self::copy(&self.data(), &formatted);
+    }
+
+    /// Ends a broker that has just started in peace, for the sake of the classes that it has loaded: those that are
+    /// started afterwards take half the time.
+    fn leave_classes(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        process.signal("TERM");
+        let ends = Instant::now() + ATTEMPT_MAX;
+        while is_running(&process) && Instant::now() < ends {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        process.kill();
+        // Without it brokers start all the same; another test program may have been faster.
+        let (made, archive) = (self.directory.join("classes.jsa"), archive());
+        let new = archive.with_extension(std::process::id().to_string());
+        if std::fs::copy(made, &new).is_ok() {
+            let _ = std::fs::rename(new, archive);
+        }
     }
 
     /// A port that somebody has for a moment makes a broker end at once: then it is started again.
@@ -285,21 +322,13 @@ impl Server {
                 return;
             }
             assert!(Instant::now() < ends, "Kafka did not start:\n{}", process::tail(&log));
-            if !self.runs() || Instant::now() >= attempt_ends {
+            if !self.process.as_ref().is_some_and(is_running) || Instant::now() >= attempt_ends {
                 self.kill();
                 self.start();
                 attempt_ends = Instant::now() + ATTEMPT_MAX;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-    }
-
-    /// Whether its process is there and has not ended.
-    fn runs(&self) -> bool {
-        let Some(process) = &self.process else { return false };
-        let status = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
-        // The state is the first field behind the name, which is in parentheses.
-        status.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
     }
 
     fn kill(&mut self) {
@@ -328,6 +357,46 @@ impl Server {
         let status = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
         assert!(status.success(), "cannot copy {}", from.display());
     }
+}
+
+/// Whether a process is there and has not ended.
+fn is_running(process: &Process) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
+    // The state is the first field behind the name, which is in parentheses.
+    status.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
+}
+
+fn jars() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/brokers/kafka-{VERSION}"))
+}
+
+/// Loaded classes, in the virtual machine's own format. One that does not fit is not used by it.
+fn archive() -> PathBuf {
+    jars().join("classes.jsa")
+}
+
+/// What `java` is given to run one of Kafka's programs.
+fn arguments(more: &[&str], main: &str, arguments: &[&str]) -> Vec<String> {
+    let jars = jars();
+    assert!(
+        jars.join(format!("kafka_2.13-{VERSION}.jar")).exists(),
+        "no Apache Kafka in {}: deploy/local/install kafka",
+        jars.display()
+    );
+    let options = [
+        "-Xms64m",
+        "-Xmx256m",
+        "-Xss512k",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:MaxMetaspaceSize=128m",
+        "-XX:-UsePerfData",
+        "-Djava.awt.headless=true",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
+    ];
+    let jars = format!("{}/*", jars.display());
+    let all = options.into_iter().chain(more.iter().copied()).chain(["-cp", jars.as_str(), main]);
+    all.chain(arguments.iter().copied()).map(str::to_owned).collect()
 }
 
 /// The one Kafka of a test program, as one test uses it.
