@@ -297,9 +297,9 @@ pub fn c1_commands_in_flight_at_a_loss_are_answered(cluster: impl Faults) {
     }
 }
 
-/// Waits until every node is down, and returns the longest that it took.
+/// Waits until every node is down, and returns the longest that it took, what the machine was late apart.
 fn time_to_down<C: Faults>(probe: &mut Probe<C>) -> u64 {
-    let lost_ms = probe.now_ms();
+    let (lost_ms, late_ms) = (probe.now_ms(), probe.cluster.late_ms());
     for node in 0..=probe.last() {
         probe.settle("word of the broker's loss", |probe| {
             probe.health_events(node).last().is_some_and(|(_, health)| *health == Health::Down)
@@ -307,7 +307,8 @@ fn time_to_down<C: Faults>(probe: &mut Probe<C>) -> u64 {
         assert_eq!(probe.health(node), Health::Down);
     }
     let down_ms = (0..=probe.last()).filter_map(|node| probe.health_events(node).last().map(|(at, _)| *at));
-    down_ms.max().unwrap_or_default() - lost_ms
+    let took_ms = down_ms.max().unwrap_or_default() - lost_ms;
+    took_ms.saturating_sub(probe.cluster.late_ms() - late_ms)
 }
 
 /// C2: killed.

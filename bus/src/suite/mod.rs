@@ -61,6 +61,12 @@ pub trait Cluster {
 
     /// Largest record of one publication, in bytes.
     fn record_bytes_max(&self) -> usize;
+
+    /// How much later than it should the machine has run things until now, in milliseconds: what it was late since a
+    /// limit of time began is added to that limit. 0 on virtual time.
+    fn late_ms(&self) -> u64 {
+        0
+    }
 }
 
 /// A cluster whose nodes answer late.

@@ -7,7 +7,7 @@ pub(crate) mod proxy;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -123,6 +123,43 @@ struct Node {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How late the machine runs things: a thread that asks to be woken every [`STEP`].
+struct Lateness {
+    late_us: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+const STEP: Duration = Duration::from_millis(5);
+
+/// An answer passes several threads and processes, each of which may wait for a core as long as this one did.
+const HOPS: u64 = 4;
+
+impl Lateness {
+    fn watch() -> Self {
+        let (late_us, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (late, stopped) = (late_us.clone(), stop.clone());
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                let asked = Instant::now();
+                std::thread::sleep(STEP);
+                let over = asked.elapsed().saturating_sub(STEP).as_micros() as u64;
+                late.fetch_add(over, Ordering::AcqRel);
+            }
+        });
+        Self { late_us, stop }
+    }
+
+    fn ms(&self) -> u64 {
+        HOPS * self.late_us.load(Ordering::Acquire) / 1_000
+    }
+}
+
+impl Drop for Lateness {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
 /// See the module's doc.
 pub(crate) struct Live<B: Broker> {
     nodes: Vec<Node>,
@@ -130,6 +167,7 @@ pub(crate) struct Live<B: Broker> {
     begun: Instant,
     run_id: u64,
     options: LinkOptions,
+    lateness: Lateness,
     /// Dropped last: nodes end before their broker.
     broker: B,
 }
@@ -157,7 +195,7 @@ impl<B: Broker> Live<B> {
         let nodes = (0..nodes).map(node).collect();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let run_id = (unix.as_nanos() as u64) ^ (u64::from(std::process::id()) << 40);
-        Self { nodes, bell, begun, run_id, options, broker }
+        Self { nodes, bell, begun, run_id, options, lateness: Lateness::watch(), broker }
     }
 
     /// The broker, for faults of its own kind.
@@ -258,6 +296,10 @@ impl<B: Broker> Cluster for Live<B> {
 
     fn record_bytes_max(&self) -> usize {
         self.options.record_bytes_max
+    }
+
+    fn late_ms(&self) -> u64 {
+        self.lateness.ms()
     }
 }
 

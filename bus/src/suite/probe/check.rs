@@ -80,7 +80,8 @@ impl<C: Cluster> Probe<C> {
         let sent =
             sent.unwrap_or_else(|| panic!("C1: {answer:?} to a command that was answered, or to none"));
         let took_ms = now_ms - sent.at_ms.max(self.nodes[node].polled_since_ms);
-        assert!(took_ms <= ANSWER_MS_MAX, "C1: {answer:?} after {took_ms} ms");
+        let limit_ms = ANSWER_MS_MAX + self.cluster.late_ms() - sent.late_ms;
+        assert!(took_ms <= limit_ms, "C1: {answer:?} after {took_ms} ms");
         self.nodes[node].answers.insert(token, answer);
         sent
     }

@@ -59,6 +59,8 @@ struct View {
 #[derive(Debug)]
 struct Sent {
     at_ms: u64,
+    /// What the machine was late until then.
+    late_ms: u64,
     opens: bool,
     channel: ChannelId,
     name: String,
@@ -486,10 +488,10 @@ impl<C: Cluster> Probe<C> {
     fn sent(&mut self, node: usize, channel: ChannelId, name: &str, data: &str) -> Token {
         self.drawn += 1;
         let token = Token(self.drawn);
-        let at_ms = self.now_ms();
+        let (at_ms, late_ms) = (self.now_ms(), self.cluster.late_ms());
         self.nodes[node]
             .sent
-            .insert(token, Sent { at_ms, opens: false, channel, name: name.into(), data: data.into() });
+            .insert(token, Sent { at_ms, late_ms, opens: false, channel, name: name.into(), data: data.into() });
         token
     }
 }
