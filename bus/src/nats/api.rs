@@ -238,6 +238,11 @@ impl Api {
         read_ack(&answer)
     }
 
+    /// Removes all but the newest messages of a subject.
+    pub(super) async fn purge_but(&self, subject: &str, keep: u64) -> Result<(), ApiError> {
+        self.call("STREAM.PURGE", json!({ "filter": subject, "keep": keep })).await.map(drop)
+    }
+
     /// Publishes if the subject's last message is the expected one (0: none).
     pub(super) async fn publish_after(
         &self,

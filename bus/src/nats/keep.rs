@@ -1,5 +1,5 @@
 //! Keeping what the stream's age limit would take: the epoch's record, and positions of channels that are open and
-//! quiet.
+//! quiet. And not keeping what nobody needs: old canaries.
 //!
 //! Owns: when to look. Must not know: what is kept how ([`super::read`]).
 //!
@@ -22,12 +22,17 @@ const LOOKED_AFTER_MAX: usize = 16;
 const FIRST_PART: u32 = 64;
 const NEXT_PART: u32 = 4;
 
+/// Time between two removals of canaries, and those that stay: a barrier looks for the last one.
+const CANARIES_EVERY: Duration = Duration::from_secs(15);
+const CANARIES_KEPT: u64 = 16;
+
 /// What is to be looked after, by when.
 #[derive(Default)]
 pub(super) struct Keeping {
     channels: VecDeque<(Instant, Arc<str>)>,
     again: VecDeque<(Instant, Arc<str>)>,
     records_due: Option<Instant>,
+    canaries_due: Option<Instant>,
 }
 
 impl Life<'_> {
@@ -57,6 +62,14 @@ impl Life<'_> {
                 heard.is_kept = false;
             }
         }
+        if self.keeping.canaries_due.is_none_or(|due| due <= now) {
+            self.keeping.canaries_due = Some(now + CANARIES_EVERY);
+            for stream in 0..self.node.subjects.streams() {
+                if matches!(self.streams[usize::from(stream)].step, Step::Up) {
+                    self.remove_canaries(stream);
+                }
+            }
+        }
         if self.keeping.records_due.is_none_or(|due| due <= now) {
             self.keeping.records_due = Some(now + self.age() / NEXT_PART);
             for stream in 0..self.node.subjects.streams() {
@@ -74,6 +87,16 @@ impl Life<'_> {
             if let Err(error) = place.keep(retention_ms).await {
                 tracing::debug!(%error, "a position was not kept; looked after again later");
             }
+            In::Done
+        });
+    }
+
+    fn remove_canaries(&mut self, stream: u16) {
+        let api = self.api(stream);
+        let subject = self.node.subjects.stored_canary(stream, self.node.incarnation);
+        self.walk(async move {
+            // What is not removed now is removed the next time, or ends by its age.
+            let _ = api.purge_but(&subject, CANARIES_KEPT).await;
             In::Done
         });
     }

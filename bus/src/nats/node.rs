@@ -29,6 +29,9 @@ const CONNECT_MS_MAX: u64 = 1_000;
 /// Pauses between attempts grow from the first to the second, in milliseconds; each is cut short by up to half.
 const BACKOFF_MS: (u64, u64) = (20, 500);
 
+/// How often an operator is told that there is no connection.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
 /// The client's own check of its connection, beside our canaries.
 const PING: Duration = Duration::from_millis(500);
 
@@ -92,12 +95,19 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
     };
     node.tell(Reply::Reachable(false)).await;
     let mut backoff_ms = BACKOFF_MS.0;
+    let mut warned: Option<Instant> = None;
     let mut turn = node.nonces.below(node.options.servers.len().max(1) as u64) as usize;
     loop {
         turn = turn.wrapping_add(1);
         let doubt = Arc::new(Notify::new());
         let attempt = dial(&node.options, turn, doubt.clone());
         let Some(attempt) = refusing(&mut requests, &node.replies, attempt).await else { return };
+        if let Err(why) = &attempt
+            && warned.is_none_or(|at| at.elapsed() >= WARN_EVERY)
+        {
+            tracing::warn!("{why}; it is tried again until it works");
+            warned = Some(Instant::now());
+        }
         if let Ok(client) = attempt {
             let begun = Instant::now();
             if Life::new(&mut node, client, doubt).run(&mut requests).await == End::HubEnded {
@@ -159,23 +169,23 @@ pub(super) fn refusal(request: &Request) -> Option<Reply> {
     })
 }
 
-/// One attempt at one server.
-async fn dial(options: &NatsOptions, turn: usize, doubt: Arc<Notify>) -> Result<Client, ()> {
-    let (host, port) = options.servers.get(turn % options.servers.len().max(1)).ok_or(())?;
-    let (host, port) = match &options.addresses {
+/// One attempt at one server; the error is for people and shows no credential.
+async fn dial(options: &NatsOptions, turn: usize, doubt: Arc<Notify>) -> Result<Client, String> {
+    let server = options.servers.get(turn % options.servers.len().max(1));
+    let (host, port) = server.ok_or_else(|| "no NATS server is configured".to_owned())?;
+    let (dialled, at) = match &options.addresses {
         Some(map) => map(host, *port),
         None => (host.clone(), *port),
     };
     let scheme = if options.tls { "tls" } else { "nats" };
-    let dialling =
-        connect_options(options, doubt).await.map_err(drop)?.connect(format!("{scheme}://{host}:{port}"));
+    let connect = connect_options(options, doubt).await;
+    let connect =
+        connect.map_err(|error| format!("the NATS credentials cannot be read: {}", error.kind()))?;
+    let dialling = connect.connect(format!("{scheme}://{dialled}:{at}"));
     match tokio::time::timeout(Duration::from_millis(2 * CONNECT_MS_MAX), dialling).await {
         Ok(Ok(client)) => Ok(client),
-        Ok(Err(error)) => {
-            tracing::debug!(%host, port, %error, "no connection to NATS");
-            Err(())
-        }
-        Err(_) => Err(()),
+        Ok(Err(error)) => Err(format!("no connection to the NATS server {host}:{port}: {error}")),
+        Err(_) => Err(format!("the NATS server {host}:{port} does not answer")),
     }
 }
 
@@ -196,10 +206,13 @@ pub(super) async fn connect_options(
         .event_callback(move |event| {
             let doubt = doubt.clone();
             async move {
-                if !matches!(event, Event::Connected) {
-                    tracing::debug!(%event, "NATS");
-                    doubt.notify_one();
+                match event {
+                    Event::Connected => return,
+                    // A permission that is missing shows here.
+                    Event::ServerError(error) => tracing::warn!(%error, "the NATS server complains"),
+                    event => tracing::debug!(%event, "NATS"),
                 }
+                doubt.notify_one();
             }
         });
     if let Some(path) = &options.tls_ca {
