@@ -15,7 +15,7 @@ use live::{Broker, Live, Start};
 use nats::{Nats, Version};
 use ringmain_bus::nats::{Interest, Login, NatsOptions, check};
 use ringmain_bus::suite::{Cluster as _, Probe};
-use ringmain_bus::types::{BusError, Health, PublishError};
+use ringmain_bus::types::{BusError, Health, PublishError, Since};
 use ringmain_bus::{ChannelOptions, HistoryQuery};
 
 const ROOM: ChannelOptions =
@@ -266,4 +266,31 @@ fn a_stream_is_raised_to_what_is_wanted() {
     }
     let all = HistoryQuery { since: None, limit: 100, reverse: false };
     assert_eq!(probe.read(0, &name, &ROOM, &all).expect("history is on").1.len(), 20);
+}
+
+/// A channel whose messages lie far apart in the stream, and unevenly: its history is found whole, with its floor.
+#[test]
+fn a_sparse_channel_is_read_across_a_busy_one() {
+    let small = ChannelOptions { history_size: 5, ..ROOM };
+    let mut probe = Probe::new(Live::new(with(NatsOptions::default()), 2));
+    let (sparse, busy) = (probe.name("sparse"), probe.name("busy"));
+    let mut published = Vec::new();
+    for n in 0..12 {
+        let data = probe.data(0, &sparse);
+        published.push((probe.publish(0, &sparse, &small).position.offset, data));
+        for _ in 0..n * 15 {
+            let _ = probe.send_publish(1, &busy, &ROOM);
+        }
+        probe.settle_answers();
+    }
+    let all = HistoryQuery { since: None, limit: 100, reverse: false };
+    let (page, kept) = probe.read(1, &sparse, &small, &all).expect("history is on");
+    assert_eq!((kept, page.floor), (published[7..].to_vec(), published[6].0));
+    for n in 0..12 {
+        let since = Some(Since { offset: published[n].0, epoch: None });
+        let query = HistoryQuery { since, ..all };
+        let (page, after) = probe.read(1, &sparse, &small, &query).expect("not compared");
+        assert_eq!(after, published[(n + 1).max(7)..], "after {n}");
+        assert_eq!(page.floor <= published[n].0, n >= 6, "after {n}: {page:?}");
+    }
 }
