@@ -174,7 +174,7 @@ impl Partition {
         }
     }
 
-    /// Does what is due. `late_ms`: how much later than asked for this call comes, which is no silence of the broker.
+    /// Does what is due. `late_ms`: how long it may have waited for this process, which is no silence of the broker.
     pub(in crate::kafka) fn tick(
         &mut self,
         shared: &mut Shared,
@@ -182,8 +182,8 @@ impl Partition {
         late_ms: u64,
         has_client: bool,
     ) {
-        self.heard_ms += late_ms;
-        self.progress_ms += late_ms;
+        self.heard_ms = (self.heard_ms + late_ms).min(now_ms);
+        self.progress_ms = (self.progress_ms + late_ms).min(now_ms);
         while let Some((_, request)) = self.waiting.pop_front_if(|(by_ms, _)| *by_ms <= now_ms) {
             give_up(shared, &request);
         }
