@@ -153,7 +153,7 @@ pub enum News {
         channel: Arc<str>,
     },
     /// Somebody here asks who is in a channel that is not held; the answer counts for
-    /// [`PRESENCE_ASK_MS`](super::cluster::PRESENCE_ASK_MS).
+    /// [`PRESENCE_ASK_MS`].
     Asked {
         /// Which.
         channel: Arc<str>,

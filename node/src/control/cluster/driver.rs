@@ -33,6 +33,10 @@ pub const ASKS_MAX: usize = 1_024;
 /// What waits for one shard at the most: calls, items of presence, channels.
 pub const QUEUED_MAX: usize = 262_144;
 
+/// Other nodes' questions that this one's shards are asked at the same time at the most; beyond it the answer is that
+/// there is none.
+const OWN_ANSWERS_MAX: usize = 1_024;
+
 /// Pause before a full inbox is tried again.
 const INBOX_AGAIN: Duration = Duration::from_millis(5);
 
@@ -238,6 +242,9 @@ impl Driver {
                 if let Some(done) = running.surveys.remove(&ticket) {
                     let _ = done.send(Surveyed { parts, partial });
                 }
+            }
+            Effect::Survey { to, id, .. } if running.answers.len() >= OWN_ANSWERS_MAX => {
+                running.cluster.answer_survey(to, id, AnswerPart::Nothing);
             }
             Effect::Survey { to, id, question } => {
                 let (router, node) = (self.router.clone(), self.node.clone());
