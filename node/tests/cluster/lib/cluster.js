@@ -6,7 +6,9 @@ import net from 'node:net';
 import { Node, openNamespace, until } from '../../e2e/lib/node.js';
 import { Brokers } from './brokers.js';
 
-const READY_MS = 60_000;
+// How long nodes may take to be ready, and how long they must have been, in milliseconds.
+const READY_MS = 90_000;
+const STEADY_MS = 1_500;
 
 /** The bus that these tests use: `BUS=nats npm test`. */
 export const BUS = process.env.BUS ?? 'redis';
@@ -59,12 +61,17 @@ export class Cluster {
     this.nodes[index] = await this.#node(index);
   }
 
-  /** Waits until every node is ready. */
+  /** Waits until every node has been ready for a while: brokers that were just started still elect leaders. */
   async ready(ms = READY_MS) {
-    for (const node of this.nodes) {
-      const explain = () => `${node.output.slice(-2_000)}\nto be ready`;
-      await until(async () => (await node.get('/ready')).status === 200, ms, explain);
-    }
+    let since = performance.now();
+    const steady = async () => {
+      const answers = await Promise.all(this.nodes.map((node) => node.get('/ready')));
+      if (answers.some(({ status }) => status !== 200)) {
+        since = performance.now();
+      }
+      return performance.now() - since > STEADY_MS;
+    };
+    await until(steady, ms, () => `${this.nodes.map(({ output }) => output.slice(-2_000)).join('\n')}\nto be ready`);
   }
 
   async stop() {

@@ -3,8 +3,9 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
 
-import { closeAll, connect } from '../../e2e/lib/sdk.js';
+import { closeAll } from '../../e2e/lib/sdk.js';
 import { token } from '../../e2e/lib/token.js';
+import { connect, publish } from '../lib/clients.js';
 import { BUS, Cluster, Door, openNamespace, until } from '../lib/cluster.js';
 
 const CONFIG = `
@@ -44,7 +45,7 @@ test('a publisher on one node, subscribers on all: the same publications under t
   const clients = await everywhere();
   const subs = await Promise.all(clients.map((client) => client.subscribe(channel)));
   for (const n of upTo(50)) {
-    await clients[0].sdk.publish(channel, { n });
+    await publish(clients[0], channel, { n });
   }
   const [first, ...others] = await Promise.all(subs.map((sub) => sub.publications(50, MANY_MS)));
   assert.deepEqual(first.map(({ data }) => data.n), upTo(50));
@@ -61,7 +62,7 @@ test('publishers on all nodes at once: every subscriber sees one order, nothing 
   const channel = freshRoom('long');
   const clients = await everywhere();
   const subs = await Promise.all(clients.map((client) => client.subscribe(channel)));
-  const publishes = clients.flatMap((client, who) => upTo(100).map((n) => client.sdk.publish(channel, { who, n })));
+  const publishes = clients.flatMap((client, who) => upTo(100).map((n) => publish(client, channel, { who, n })));
   await Promise.all(publishes);
   const [first, ...others] = await Promise.all(subs.map((sub) => sub.publications(300, MANY_MS)));
   const inOrder = (publications) => publications.map(({ offset, data }) => `${offset} ${data.who} ${data.n}`);
@@ -83,7 +84,7 @@ test('a channel without history: order per publisher on every node', async () =>
   await Promise.all(
     clients.map(async (client, who) => {
       for (const n of upTo(50)) {
-        await client.sdk.publish(channel, { who, n });
+        await publish(client, channel, { who, n });
       }
     }),
   );
@@ -103,19 +104,19 @@ test('what was missed is recovered on another node, once and in order', async (t
   const reader = await connect(a, { url: door.url });
   const sub = await reader.subscribe(channel);
   const writer = await connect(b);
-  await writer.sdk.publish(channel, 1);
+  await publish(writer, channel, 1);
   await sub.publications(1, MANY_MS);
   door.shut();
   await sub.event('subscribing', { skip: 1, ...WAIT });
   for (const n of upTo(400).slice(1)) {
-    await writer.sdk.publish(channel, n);
+    await publish(writer, channel, n);
   }
   // Node C has never had this channel.
   door.leadTo(c);
   await sub.publications(400, MANY_MS);
   const again = await sub.event('subscribed', { skip: 1, ...WAIT });
   assert.deepEqual([again.wasRecovering, again.recovered], [true, true]);
-  await writer.sdk.publish(channel, 401);
+  await publish(writer, channel, 401);
   await sub.publications(401, MANY_MS);
   assert.deepEqual(sub.data, upTo(401));
   assertIncreasing(offsetsOf(sub.all('publication')));
@@ -132,7 +133,7 @@ test('moving from node to node while all publish: nothing lost, doubled or reord
   const acknowledged = [0, 0, 0];
   const writing = writers.map(async (writer, who) => {
     while (going) {
-      await writer.sdk.publish(channel, { who, n: acknowledged[who] + 1 });
+      await publish(writer, channel, { who, n: acknowledged[who] + 1 });
       acknowledged[who] += 1;
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
@@ -162,17 +163,17 @@ test('more missed than the channel keeps: not recovered on another node, never a
   const reader = await connect(a, { url: door.url });
   const sub = await reader.subscribe(channel);
   const writer = await connect(b);
-  await writer.sdk.publish(channel, 0);
+  await publish(writer, channel, 0);
   await sub.publications(1, MANY_MS);
   door.shut();
   await sub.event('subscribing', { skip: 1, ...WAIT });
   for (const n of upTo(20)) {
-    await writer.sdk.publish(channel, n);
+    await publish(writer, channel, n);
   }
   door.leadTo(c);
   const again = await sub.event('subscribed', { skip: 1, ...WAIT });
   assert.deepEqual([again.wasRecovering, again.recovered], [true, false]);
-  await writer.sdk.publish(channel, 21);
+  await publish(writer, channel, 21);
   await sub.publications(2, MANY_MS);
   assert.deepEqual(sub.data, [0, 21]);
 });
@@ -181,7 +182,7 @@ test('history is one, whichever node is asked', async () => {
   const channel = freshRoom();
   const clients = await everywhere();
   for (const n of upTo(12)) {
-    await clients[n % 3].sdk.publish(channel, n);
+    await publish(clients[n % 3], channel, n);
   }
   const pages = await Promise.all(clients.map((client) => client.sdk.history(channel, { limit: 100 })));
   for (const page of pages) {

@@ -3,8 +3,9 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
 
-import { closeAll, connect } from '../../e2e/lib/sdk.js';
+import { closeAll } from '../../e2e/lib/sdk.js';
 import { token } from '../../e2e/lib/token.js';
+import { connect, publish } from '../lib/clients.js';
 import { BUS, Cluster, Door, until } from '../lib/cluster.js';
 
 const WAIT = { ms: 20_000 };
@@ -78,7 +79,7 @@ test('the API of one node reaches a user on the others', async () => {
   }
   assert.deepEqual(subs[3].all('unsubscribed'), []);
   assert.equal(bystander.last('disconnected'), undefined);
-  await bystander.sdk.publish(channel, 'still here');
+  await publish(bystander, channel, 'still here');
   await subs[3].publications(1, WAIT.ms);
 });
 
@@ -94,7 +95,7 @@ test('a node that is killed: its members leave, its clients go on elsewhere, not
   const moving = await connect(c, { url: door.url });
   const sub = await moving.subscribe(channel);
   await watching.event('join', { where: ({ info }) => info.client === moving.id, ...WAIT });
-  await watcher.sdk.publish(channel, 1);
+  await publish(watcher, channel, 1);
   await sub.publications(1, WAIT.ms);
   const gone = stranded.id;
   await c.stop('SIGKILL');
@@ -102,7 +103,7 @@ test('a node that is killed: its members leave, its clients go on elsewhere, not
   await watching.event('leave', { where: ({ info }) => info.client === gone, ...WAIT });
   stranded.close();
   for (const n of [2, 3, 4]) {
-    await watcher.sdk.publish(channel, n);
+    await publish(watcher, channel, n);
   }
   door.leadTo(b);
   await sub.publications(4, WAIT.ms);
@@ -112,7 +113,7 @@ test('a node that is killed: its members leave, its clients go on elsewhere, not
   await cluster.ready();
   const late = await connect(cluster.nodes[2]);
   const again = await late.subscribe(channel);
-  await watcher.sdk.publish(channel, 5);
+  await publish(watcher, channel, 5);
   await again.publications(1, WAIT.ms);
   await present(channel, [watcher, moving, late]);
 });
