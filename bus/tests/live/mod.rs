@@ -31,32 +31,32 @@ pub(crate) trait Broker {
 
     /// The processes die; their data survives.
     fn kill(&mut self) {
-        unimplemented!("kill")
+        panic!("no `kill` here")
     }
 
     /// SIGSTOP.
     fn pause(&mut self) {
-        unimplemented!("pause")
+        panic!("no `pause` here")
     }
 
     /// After [`Broker::kill`] or [`Broker::pause`].
     fn restore(&mut self) {
-        unimplemented!("restore")
+        panic!("no `restore` here")
     }
 
     /// All data goes.
     fn wipe(&mut self) {
-        unimplemented!("wipe")
+        panic!("no `wipe` here")
     }
 
     /// From now on replicas get nothing.
     fn stop_replication(&mut self) {
-        unimplemented!("stop_replication")
+        panic!("no `stop_replication` here")
     }
 
     /// A replica takes the master's place.
     fn fail_over(&mut self) {
-        unimplemented!("fail_over")
+        panic!("no `fail_over` here")
     }
 
     /// How long its slowest failover takes, with room for a busy machine, in milliseconds.
