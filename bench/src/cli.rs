@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Fanout(FanoutArgs),
     Churn(ChurnArgs),
     Limit(LimitArgs),
+    Cross(CrossArgs),
     /// A bare server, for `limit`: reads its script from standard input.
     #[command(hide = true)]
     Bare {
@@ -284,6 +285,76 @@ pub(crate) enum LimitLoad {
     Churn(ChurnArgs),
 }
 
+/// From one node to another over a bus, beside the bare client library of its broker.
+///
+/// Starts nodes that share the bus: publishers connect to one, subscribers to another. Latency is end to end, counted
+/// from the time that was meant. In the same run and in alternating rounds the client library of the broker alone
+/// carries the same traffic, so that the difference is what the nodes add. The broker has to run already.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  ringmain-bench cross --bus $(deploy/local/up redis-single --bus-only) --spawn target/release/ringmain\n  \
+                        ringmain-bench cross --bus nats://127.0.0.1:4222 --monitor 127.0.0.1:8222 --rates 1000,10000 --spawn target/release/ringmain\n  \
+                        ringmain-bench cross --placement --bus redis://127.0.0.1:6379 --spawn target/release/ringmain"
+)]
+pub(crate) struct CrossArgs {
+    /// The bus, as `ringmain serve --bus` takes it: redis://, redis+cluster://, nats://, kafka://.
+    #[arg(long, value_name = "URL")]
+    pub(crate) bus: String,
+    /// The `ringmain` to start.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) spawn: PathBuf,
+    /// Monitoring ports of NATS servers, as 127.0.0.1:8222: what a publication costs the broker is read there.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(crate) monitor: Vec<String>,
+    /// Publications a second, over all channels.
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,50000", value_parser = rate)]
+    pub(crate) rates: Vec<f64>,
+    /// Publications in flight where throughput is measured: 1 is without batches.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,256", value_parser = clap::value_parser!(u32).range(1..=WINDOW_MAX))]
+    pub(crate) windows: Vec<u32>,
+    /// How often each is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Channels, published to in turn.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) channels: u64,
+    /// Connections that publish.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) publishers: u64,
+    /// Subscribers of each channel.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) subscribers: u64,
+    /// Bytes of a publication's data, and of the bare client's messages.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(8..=SIZE_MAX))]
+    pub(crate) size: u64,
+    /// Channels without history; the bare client publishes without storing.
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// The bare client publishes without storing, although the channels have history.
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Instead: how many nodes a direct message reaches, with users placed and with users anywhere. Three nodes.
+    #[arg(long)]
+    pub(crate) placement: bool,
+    /// Users of --placement.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) users: u64,
+    /// The core of the node that publishes, and of the bare publisher.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) publish_core: usize,
+    /// The core of the node with the subscribers [default: that of the load process].
+    #[arg(long)]
+    pub(crate) subscribe_core: Option<usize>,
+    /// Let the nodes' messages through.
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// More arguments for the nodes.
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    pub(crate) arguments: Vec<String>,
+}
+
 /// Seconds, fractions allowed, up to a day.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
@@ -318,7 +389,7 @@ mod tests {
     fn the_command_line_is_consistent_and_every_help_has_an_example() {
         Cli::command().debug_assert();
         let mut command = Cli::command();
-        for name in ["idle", "echo", "fanout", "churn", "limit"] {
+        for name in ["idle", "echo", "fanout", "churn", "limit", "cross"] {
             let sub = command.find_subcommand_mut(name).expect("a subcommand");
             assert!(sub.render_long_help().to_string().contains("ringmain-bench "), "{name}");
         }
@@ -358,5 +429,9 @@ mod tests {
         check("b echo --spawn x --duration=-1", "seconds");
         check("b idle --spawn x --connections 2000001", "2000001 is not in");
         check("b churn --spawn x --concurrency 0", "0 is not in");
+        check("b cross --spawn x", "--bus");
+        check("b cross --spawn x --bus y --rates 5,0", "not above 0");
+        check("b cross --spawn x --bus y --windows 0", "0 is not in");
+        check("b cross --spawn x --bus y --size 7", "7 is not in");
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Load {
     Echo(EchoPlan),
     Fanout(FanoutPlan),
     Churn(ChurnPlan),
+    Cross(CrossPlan),
+    Bus(BusPlan),
 }
 
 /// How fast requests are made.
@@ -118,6 +120,38 @@ pub(crate) struct ChurnPlan {
     /// No Centrifuge session: upgrade and close only.
     pub(crate) bare: bool,
     pub(crate) channel: String,
+}
+
+/// Publishers on one server, subscribers on another. The plan's target is the subscribers', its connections are they.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CrossPlan {
+    /// The publishers' server; on the same path.
+    pub(crate) publish_to: Target,
+    pub(crate) publishers: u64,
+    pub(crate) channels: u64,
+    /// What the channels' names begin with; a number follows.
+    pub(crate) prefix: String,
+    /// A window is that of all publishers together, counted by acknowledgements.
+    pub(crate) pace: Pace,
+    pub(crate) size: usize,
+}
+
+/// The same traffic through a broker by its bare client library.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BusPlan {
+    /// The broker's URL, which may hold a password.
+    pub(crate) url: String,
+    /// The broker also stores every message, as it does for channels with history.
+    pub(crate) stored: bool,
+    /// Without a subscriber only confirmations are counted.
+    pub(crate) subscribe: bool,
+    pub(crate) channels: u64,
+    /// What the channels' names begin with: letters, digits and `-`, new for each run.
+    pub(crate) prefix: String,
+    pub(crate) pace: Pace,
+    pub(crate) size: usize,
+    /// The core of the publishing thread; the subscribing one is on the plan's.
+    pub(crate) publish_core: usize,
 }
 
 /// What a load process says at its end.

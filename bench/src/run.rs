@@ -122,13 +122,18 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// The load processes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.workers.iter().map(Child::id).collect()
+    }
+
     pub(crate) fn counter(&self, counter: Counter) -> u64 {
         self.board.sum(self.workers.len(), counter)
     }
 
     /// Measures the load processes themselves.
     fn meter(&self) -> CpuMeter {
-        CpuMeter::new(self.workers.iter().map(Child::id).collect(), Some(self.client_core))
+        CpuMeter::new(self.pids(), Some(self.client_core))
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {

@@ -110,6 +110,12 @@ impl Server {
         Ok(server)
     }
 
+    /// The ports that clients and the API have.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let api = self.api.as_ref().map(|api| api.address.port());
+        api.into_iter().chain([self.target.address.port()]).collect()
+    }
+
     /// Starts a bare server: this very program as `bare ENGINE`.
     pub(crate) fn spawn_bare(
         engine: &str,
@@ -242,6 +248,37 @@ impl Api {
         self.call("publish", &json!({"channel": channel, "data": data})).map(|_| ())
     }
 
+    /// Waits until the server says that it is ready: connected to its bus, where it has one.
+    pub(crate) fn await_ready(&self, limit: Duration) -> Result<(), ServerError> {
+        let started = Instant::now();
+        loop {
+            let answer = self.request("GET", "/ready", "");
+            match answer {
+                Ok(answer) if answer.starts_with("HTTP/1.1 200") => return Ok(()),
+                _ if started.elapsed() < limit => std::thread::sleep(POLL),
+                Ok(answer) => {
+                    let reasons = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
+                    return Err(ServerError::Api(
+                        self.address,
+                        format!("not ready after {limit:?}: {reasons}"),
+                    ));
+                }
+                Err(error) => return Err(ServerError::Api(self.address, error.to_string())),
+            }
+        }
+    }
+
+    /// Where `user` belongs: the address that its node was given.
+    pub(crate) fn place(&self, user: &str) -> Result<String, ServerError> {
+        let failed = |why: String| ServerError::Api(self.address, format!("place: {why}"));
+        let answer = self.request("GET", &format!("/v1/place?user={user}"), "");
+        let answer = answer.map_err(|error| failed(error.to_string()))?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| failed("no HTTP answer".into()))?;
+        let value: Option<Value> = serde_json::from_str(body).ok();
+        let address = value.as_ref().and_then(|value| value.get("address")?.as_str().map(str::to_owned));
+        address.ok_or_else(|| failed(head.lines().next().unwrap_or_default().into()))
+    }
+
     /// Publishes `data` (JSON text) to many channels.
     pub(crate) fn broadcast(&self, channels: &[String], data: &str) -> Result<(), ServerError> {
         self.call("broadcast", &json!({"channels": channels, "data": data})).map(|_| ())
@@ -249,7 +286,8 @@ impl Api {
 
     fn call(&self, method: &str, body: &Value) -> Result<Value, ServerError> {
         let failed = |why: String| ServerError::Api(self.address, format!("{method}: {why}"));
-        let answer = self.post(method, &body.to_string()).map_err(|error| match error.kind() {
+        let path = format!("/api/{method}");
+        let answer = self.request("POST", &path, &body.to_string()).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => failed(format!("no answer within {API_MAX:?}")),
             _ => failed(error.to_string()),
         })?;
@@ -264,13 +302,13 @@ impl Api {
         Ok(value)
     }
 
-    fn post(&self, method: &str, body: &str) -> std::io::Result<String> {
+    fn request(&self, method: &str, path: &str, body: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(API_MAX))?;
         let key = self.key.as_ref().map_or(String::new(), |key| format!("X-API-Key: {key}\r\n"));
         write!(
             stream,
-            "POST /api/{method} HTTP/1.1\r\nHost: {}\r\n{key}Content-Type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{key}Content-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             self.address,
             body.len()

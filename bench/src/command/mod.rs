@@ -1,5 +1,6 @@
 //! The subcommands: from arguments to a workload, from outcomes to a report.
 
+mod cross;
 mod idle;
 mod limit;
 mod workload;
@@ -52,6 +53,7 @@ pub(crate) fn execute(cli: Cli) -> Result<(), CommandError> {
         Command::Echo(args) => single("echo", &workload::echo(&args)?, &args.server, &args.run),
         Command::Fanout(args) => single("fan-out", &workload::fanout(&args)?, &args.server, &args.run),
         Command::Churn(args) => single("churn", &workload::churn(&args)?, &args.server, &args.run),
+        Command::Cross(args) => cross::run(&args),
         Command::Limit(LimitArgs { load, options }) => match load {
             LimitLoad::Echo(args) => {
                 limit::run("echo", &workload::echo(&args)?, &args.server, &args.run, options)

@@ -45,6 +45,8 @@ impl Workload {
         match self.load {
             Load::Idle(_) | Load::Echo(_) => self.connections,
             Load::Fanout(_) => self.connections + 1,
+            Load::Cross(ref cross) => self.connections + cross.publishers,
+            Load::Bus(_) => 1,
             Load::Churn(_) => 0,
         }
     }
@@ -60,7 +62,7 @@ impl Workload {
             Load::Echo(EchoPlan { pace, .. }) | Load::Fanout(FanoutPlan { pace, .. }) => {
                 *pace = Pace::Window(1);
             }
-            Load::Idle(_) | Load::Churn(_) => {}
+            Load::Idle(_) | Load::Churn(_) | Load::Cross(_) | Load::Bus(_) => {}
         }
         workload
     }
@@ -70,7 +72,7 @@ impl Workload {
         let mut workload = self.clone();
         match &mut workload.load {
             Load::Echo(EchoPlan { check, .. }) | Load::Fanout(FanoutPlan { check, .. }) => *check = false,
-            Load::Idle(_) | Load::Churn(_) => {}
+            Load::Idle(_) | Load::Churn(_) | Load::Cross(_) | Load::Bus(_) => {}
         }
         workload
     }
@@ -95,7 +97,7 @@ impl Workload {
                 Some(fanout.channel.clone())
             }
             Load::Churn(churn) => Some(churn.channel.clone()).filter(|_| !churn.bare),
-            Load::Idle(_) => None,
+            Load::Idle(_) | Load::Cross(_) | Load::Bus(_) => None,
         };
         if let Some(channel) = channel {
             let mut frame = Vec::new();

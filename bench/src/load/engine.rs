@@ -9,7 +9,7 @@ use super::net::{Net, State};
 use super::scenario::{Incoming, Scenario};
 use crate::bare::script::Exchange;
 use crate::io::board::{Board, Counter, Phase};
-use crate::plan::{Heard, WorkerReport};
+use crate::plan::{Heard, Target, WorkerReport};
 use crate::wire::centrifuge::{self, Message};
 use crate::wire::frame::{Frame, Opcode, next_frame, push_client_frame};
 use crate::wire::upgrade;
@@ -68,6 +68,11 @@ impl<S: Scenario> Engine<S> {
             unread: Vec::new(),
             scratch: Vec::new(),
         }
+    }
+
+    /// Connections from number `first` on go to another server.
+    pub(crate) fn redirect(&mut self, first: usize, target: Target) {
+        self.net.redirect(first, target);
     }
 
     /// Runs until the parent says finish and every connection is closed, or the time for that is over.

@@ -2,9 +2,12 @@
 //!
 //! [`engine`] turns socket readiness into messages of open connections and keeps connections in order from connect to
 //! FIN; a [`scenario::Scenario`] decides what is said. Must not know the server's process, reports or rounds. The same
-//! engine and scenarios run against the server under test and against bare ones.
+//! engine and scenarios run against the server under test and against bare ones. [`bus`] has no part in that: it is the
+//! same traffic as [`cross`] by a broker's own client library.
 
+pub(crate) mod bus;
 pub(crate) mod churn;
+pub(crate) mod cross;
 pub(crate) mod echo;
 pub(crate) mod engine;
 pub(crate) mod fanout;

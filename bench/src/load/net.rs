@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::io::alarm;
 use crate::io::socket::start_connect;
 use crate::plan::Target;
 use crate::wire::frame::push_close_frame;
@@ -67,6 +68,10 @@ struct Connection {
 pub(crate) struct Net {
     epoll: OwnedFd,
     target: Target,
+    /// Connections from this number on go there instead.
+    other: Option<(usize, Target)>,
+    /// Wakes a wait at a time of the scenario's.
+    timer: Option<OwnedFd>,
     connections: Vec<Connection>,
     queue: VecDeque<u32>,
     connect_window: usize,
@@ -99,6 +104,8 @@ impl Net {
         let mut net = Net {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             target,
+            other: None,
+            timer: None,
             connections,
             queue: VecDeque::new(),
             connect_window: connect_window.max(1),
@@ -127,6 +134,27 @@ impl Net {
     /// Nanoseconds of the monotonic clock, which all processes of a machine share.
     pub(crate) fn now_ns(&self) -> u64 {
         self.now_ns
+    }
+
+    /// Connections from number `first` on go to `target`, whose path is that of the others.
+    pub(crate) fn redirect(&mut self, first: usize, target: Target) {
+        self.other = Some((first, target));
+    }
+
+    fn target_of(&self, index: usize) -> &Target {
+        self.other.as_ref().filter(|(first, _)| index >= *first).map_or(&self.target, |(_, target)| target)
+    }
+
+    /// The wait that is under way at `at_ns` ends then, to the precision of the kernel's timers, without spinning.
+    pub(crate) fn wake_at(&mut self, at_ns: u64) -> Result<(), Errno> {
+        if self.timer.is_none() {
+            let timer = alarm::create()?;
+            // No connection has this number, so the event means nothing else.
+            let data = EventData::new_u64(u64::MAX);
+            epoll::add(&self.epoll, &timer, data, EventFlags::IN | EventFlags::ET)?;
+            self.timer = Some(timer);
+        }
+        self.timer.as_ref().map_or(Ok(()), |timer| alarm::set(timer, at_ns))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -182,10 +210,11 @@ impl Net {
 
     fn connect(&mut self, index: usize) {
         let source = self.source(index);
+        let address = self.target_of(index).address;
         self.started += 1;
         let connection = &mut self.connections[index];
         let generation = connection.generation.wrapping_add(1);
-        let opened = start_connect(self.target.address, source).and_then(|socket| {
+        let opened = start_connect(address, source).and_then(|socket| {
             let data = EventData::new_u64(u64::from(generation) << 32 | index as u64);
             let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
             epoll::add(&self.epoll, &socket, data, flags)?;
@@ -208,7 +237,7 @@ impl Net {
 
     /// The source address of the next connection; the kernel's choice when the target is not on loopback.
     fn source(&self, index: usize) -> Option<Ipv4Addr> {
-        if !self.target.address.ip().is_loopback() {
+        if !self.target_of(index).address.ip().is_loopback() {
             return None;
         }
         let number = if self.churns {

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use thiserror::Error;
 
+use super::bus::{self, BusError};
 use super::churn::Churn;
+use super::cross::Cross;
 use super::echo::Echo;
 use super::engine::{Engine, EngineError};
 use super::fanout::Fanout;
@@ -33,6 +35,8 @@ pub(crate) enum WorkerError {
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Bus(#[from] BusError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("the kernel refused: {0}")]
@@ -97,6 +101,14 @@ fn load(plan: &Plan, worker: usize, board: &Rc<Board>) -> Result<WorkerReport, W
         Load::Churn(churn) => {
             let scenario = Churn::new(churn, &openings, first, count);
             engine(plan, worker, first, count, scenario, watched)?.run(board)
+        }
+        Load::Bus(bus) => return Ok(bus::run(bus, worker, board)?),
+        Load::Cross(cross) => {
+            let publishers = cross.publishers as usize;
+            let scenario = Cross::new(cross.clone(), openings, count);
+            let mut engine = engine(plan, worker, first, count + publishers, scenario, [None, None])?;
+            engine.redirect(count, cross.publish_to.clone());
+            engine.run(board)
         }
         Load::Fanout(fanout) => {
             let leads = worker == 0;
