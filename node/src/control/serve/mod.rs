@@ -15,6 +15,7 @@ mod shards;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -128,6 +129,9 @@ pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
     })
 }
 
+/// How long telling the other nodes may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// SIGTERM and SIGINT.
 struct Signals {
     terminate: Signal,
@@ -186,10 +190,13 @@ async fn node(plan: &Plan) -> Result<Ending, ServeError> {
     tracing::info!(signal = name, "draining");
     state.enter(Phase::Draining);
     notify(&[sd_notify::NotifyState::Stopping]);
+    let ending = drain::run(&plan.resolved.config.node.server, &mut shards, &router, &mut signals).await;
+    // Nobody is here any more: others need not wait until this node counts as dead.
     if let Some(cluster) = router.cluster() {
-        cluster.leave().await;
+        // A bus that does not answer keeps no node from ending.
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, cluster.leave()).await;
     }
-    drain::run(&plan.resolved.config.node.server, &mut shards, &router, &mut signals).await
+    ending
 }
 
 /// Runs the services between nodes, where there is a bus.
