@@ -176,8 +176,9 @@ fn what_is_wrong_is_one_line_with_its_remedy() {
         "did you mean RINGMAIN_API_KEY?",
     );
     refused(
-        &mut ringmain(&["serve", "--bus", "redis://:hunter2@localhost"]),
-        "bus `redis://…` is not built into this version; only `memory` is",
+        &mut ringmain(&["serve", "--bus", "amqp://:hunter2@localhost"]),
+        "bus `amqp://…` is none of redis, rediss, redis+cluster, rediss+cluster, redis+sentinel, rediss+sentinel, nats, \
+         tls, kafka, kafkas, memory",
         "`ringmain genconfig` describes every key",
     );
     refused(

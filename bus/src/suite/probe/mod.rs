@@ -489,9 +489,10 @@ impl<C: Cluster> Probe<C> {
         self.drawn += 1;
         let token = Token(self.drawn);
         let (at_ms, late_ms) = (self.now_ms(), self.cluster.late_ms());
-        self.nodes[node]
-            .sent
-            .insert(token, Sent { at_ms, late_ms, opens: false, channel, name: name.into(), data: data.into() });
+        self.nodes[node].sent.insert(
+            token,
+            Sent { at_ms, late_ms, opens: false, channel, name: name.into(), data: data.into() },
+        );
         token
     }
 }

@@ -213,7 +213,9 @@ impl Admin {
         // A body of unknown length may become as large as is allowed.
         let bytes = length.unwrap_or(self.request_bytes_max) as u64;
         let units = u32::try_from(bytes.div_ceil(POOL_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let Ok(held) = self.pool.try_acquire_many(units) else { return Err(refuse("busy", try_again(MethodError::Busy))) };
+        let Ok(held) = self.pool.try_acquire_many(units) else {
+            return Err(refuse("busy", try_again(MethodError::Busy)));
+        };
         let body = to_bytes(request.into_body(), self.request_bytes_max);
         match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => Ok((held, body)),
