@@ -131,7 +131,7 @@ fn users_who_are_placed_are_reached_on_one_node() {
     }
     let nodes = |way: &Value| way["nodes_per_message"].as_f64().expect("a number");
     assert!((0.9..1.3).contains(&nodes(&reach[0])), "{result}");
-    assert!((1.5..2.2).contains(&nodes(&reach[1])), "{result}");
+    assert!((1.4..2.0).contains(&nodes(&reach[1])), "{result}");
 }
 
 #[test]

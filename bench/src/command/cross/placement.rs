@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -63,11 +64,14 @@ pub(super) fn run(args: &CrossArgs, progress: &ProgressBar) -> Result<(Table, Va
         "bus bytes received per message",
     ]);
     let mut results = Vec::new();
-    for (users, is_placed) in [("placed", true), ("anywhere", false)] {
+    // Others each time, for a node stays interested in those who have left, for a while.
+    for (users, is_placed, first) in [("placed", true, 0), ("anywhere", false, args.users)] {
         progress.set_message(format!("users {users}"));
-        let at =
-            |user: u64, device: u64| if is_placed { placed[user as usize] } else { anywhere(user, device) };
-        let reach = measure(args, &nodes, &openings, users, at)?;
+        let at = |user: u64, device: u64| match is_placed {
+            true => placed[user as usize],
+            false => anywhere(user, device),
+        };
+        let reach = measure(&nodes, &openings, users, first..first + args.users, at)?;
         table.add_row([
             users.to_owned(),
             reach.messages.to_string(),
@@ -123,15 +127,15 @@ fn place(node: &Server, user: u64) -> Option<usize> {
 }
 
 fn measure(
-    args: &CrossArgs,
     nodes: &[Server],
     openings: &Openings,
-    users: &'static str,
+    title: &'static str,
+    users: Range<u64>,
     at: impl Fn(u64, u64) -> usize,
 ) -> Result<Reach, CommandError> {
     let failed = |error: std::io::Error| CommandError::Usage(format!("a user's connection: {error}"));
     let mut connections = Vec::new();
-    for user in 0..args.users {
+    for user in users.clone() {
         for device in 0..DEVICES {
             let opened = Connection::open(&nodes[at(user, device)], openings, user);
             connections.push(opened.map_err(failed)?);
@@ -142,7 +146,7 @@ fn measure(
     let unknown = || CommandError::Usage("`ss` (iproute2) is needed to see what nodes receive".into());
     let received = || sockets::outward(&pids, &served).ok_or_else(unknown);
     let before = received()?;
-    for user in 0..args.users {
+    for user in users.clone() {
         if let Some(api) = &nodes[user as usize % NODES].api {
             api.publish(&format!("user:{}", user_name(user)), &noise(user))?;
         }
@@ -155,12 +159,13 @@ fn measure(
     let of = |pid: &u32| after[pid].since(&before[pid]).received_bytes as f64;
     let by_node: BTreeMap<u32, f64> = pids.iter().map(|pid| (*pid, of(pid))).collect();
     let bytes: f64 = by_node.values().sum();
+    let count = users.end - users.start;
     Ok(Reach {
-        users,
-        messages: args.users,
+        users: title,
+        messages: count,
         deliveries,
-        nodes_per_message: bytes / (args.users as f64 * MESSAGE_BYTES as f64),
-        bytes_per_message: bytes / args.users as f64,
+        nodes_per_message: bytes / (count as f64 * MESSAGE_BYTES as f64),
+        bytes_per_message: bytes / count as f64,
     })
 }
 
