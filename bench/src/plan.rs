@@ -129,6 +129,8 @@ pub(crate) struct CrossPlan {
     pub(crate) publish_to: Target,
     pub(crate) publishers: u64,
     pub(crate) channels: u64,
+    /// Offsets of a channel follow each other without holes; otherwise they only grow, as those of NATS and Kafka do.
+    pub(crate) dense: bool,
     /// What the channels' names begin with; a number follows.
     pub(crate) prefix: String,
     /// A window is that of all publishers together, counted by acknowledgements.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Bench, Contestant, client_core, stored};
+use super::{Bench, Contestant, client_core, scheme, stored};
 use crate::command::CommandError;
 use crate::io::board::{Counter, Phase};
 use crate::measure::broker::BrokerCounts;
@@ -86,9 +86,11 @@ impl Bench<'_> {
             Contestant::Nodes => {
                 let connections = if subscribe { channels * args.subscribers } else { 0 };
                 let publishers = args.publishers;
+                let dense = scheme(args).starts_with("redis");
                 let publish_to = self.nodes[0].target.clone();
                 let prefix = format!("room:cross-{trial}-");
-                let load = Load::Cross(CrossPlan { publish_to, publishers, channels, prefix, pace, size });
+                let load =
+                    Load::Cross(CrossPlan { publish_to, publishers, channels, dense, prefix, pace, size });
                 (connections, connections + publishers, load)
             }
             Contestant::Bare => {
