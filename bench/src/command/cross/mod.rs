@@ -28,9 +28,8 @@ use trial::Trial;
 const READY_MAX: Duration = Duration::from_secs(60);
 
 /// Channels without history.
-const EPHEMERAL: [&str; 8] = [
+const EPHEMERAL: [&str; 7] = [
     "--namespaces.room.history_size=0",
-    "--namespaces.room.history_ttl_ms=0",
     "--namespaces.room.allow_positioning=false",
     "--namespaces.room.allow_recovery=false",
     "--namespaces.room.force_recovery=false",
