@@ -306,8 +306,13 @@ impl Backend {
         if has_client {
             self.partitions[self.home].hold_open(&mut self.shared, now_ms);
         }
+        let mut is_silent = false;
         for partition in &mut self.partitions {
-            partition.tick(&mut self.shared, now_ms, late_ms, has_client);
+            is_silent |= partition.tick(&mut self.shared, now_ms, late_ms, has_client);
+        }
+        // What made one silent has made the others of its broker so, whose silence is a moment younger.
+        for partition in self.partitions.iter_mut().filter(|_| is_silent) {
+            partition.doubt(&mut self.shared, now_ms);
         }
         if has_client && self.is_worn(now_ms) {
             self.end_session();

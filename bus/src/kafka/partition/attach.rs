@@ -174,39 +174,54 @@ impl Partition {
         }
     }
 
-    /// Does what is due. `late_ms`: how long it may have waited for this process, which is no silence of the broker.
+    /// Does what is due; whether it was found silent. `late_ms`: how long it may have waited for this process, which is
+    /// no silence of the broker.
     pub(in crate::kafka) fn tick(
         &mut self,
         shared: &mut Shared,
         now_ms: u64,
         late_ms: u64,
         has_client: bool,
-    ) {
+    ) -> bool {
         self.heard_ms = (self.heard_ms + late_ms).min(now_ms);
         self.progress_ms = (self.progress_ms + late_ms).min(now_ms);
         while let Some((_, request)) = self.waiting.pop_front_if(|(by_ms, _)| *by_ms <= now_ms) {
             give_up(shared, &request);
         }
         match self.phase {
-            Phase::Detached => return,
+            Phase::Detached => return false,
             Phase::Down { retry_ms } if retry_ms <= now_ms && has_client => {
-                return self.attach(shared, now_ms);
+                self.attach(shared, now_ms);
+                return false;
             }
-            Phase::Down { .. } => return,
+            Phase::Down { .. } => return false,
             Phase::Live if now_ms >= self.heard_ms + SILENCE_MS_MAX => {
-                return self.retry_later(shared, now_ms);
+                self.retry_later(shared, now_ms);
+                return true;
             }
             Phase::Reading | Phase::Raising if now_ms >= self.progress_ms + STALL_MS_MAX => {
-                return self.retry_later(shared, now_ms);
+                self.retry_later(shared, now_ms);
+                return false;
             }
             Phase::Raising if !self.pending.values().any(|pending| matches!(pending, Pending::Fence)) => {
                 self.raise(shared);
             }
-            Phase::Live if self.is_idle(shared, now_ms) => return self.detach(shared),
+            Phase::Live if self.is_idle(shared, now_ms) => {
+                self.detach(shared);
+                return false;
+            }
             _ => (),
         }
         if now_ms >= self.canary_ms {
             self.mark(shared, now_ms);
+        }
+        false
+    }
+
+    /// Another partition was found silent: this one counts as lost, too, unless it has answered a moment ago.
+    pub(in crate::kafka) fn doubt(&mut self, shared: &mut Shared, now_ms: u64) {
+        if self.phase == Phase::Live && !self.is_answering(now_ms) {
+            self.retry_later(shared, now_ms);
         }
     }
 
