@@ -40,6 +40,19 @@ pub const CANARY_MS: u64 = 250;
 /// Silence of a domain after which it counts as lost, in milliseconds, the control thread's own delay apart.
 pub const SILENCE_MS_MAX: u64 = 800;
 
+/// Where to dial instead of an address that a URL or a server names: for brokers behind address translation.
+pub type AddressMap = Arc<dyn Fn(&str, u16) -> (String, u16) + Send + Sync>;
+
+/// What a broker's subscription is of. The same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Interest {
+    /// One channel; channels of users by slot.
+    #[default]
+    Channels,
+    /// One of 4,096 slots; what is not wanted is dropped at the node.
+    Slots,
+}
+
 /// Names a request at the backend. Drawn by the hub, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Call(pub u64);

@@ -5,7 +5,7 @@ mod live;
 mod servers;
 
 use live::Live;
-use ringmain_bus::redis::Interest;
+use ringmain_bus::backend::Interest;
 use servers::{Kind, Pair, Shared, shared_single};
 
 /// Three nodes on one server.

@@ -5,7 +5,7 @@ mod live;
 mod servers;
 
 use live::Live;
-use ringmain_bus::redis::Interest;
+use ringmain_bus::backend::Interest;
 use servers::{Kind, Redises, Shared, shared_cluster};
 
 /// Nothing fails.

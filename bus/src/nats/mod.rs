@@ -61,4 +61,4 @@ mod wire;
 
 pub use check::{Warning, check};
 pub use node::run;
-pub use options::{AddressMap, Interest, Login, NatsOptions, UrlError};
+pub use options::{Login, NatsOptions, UrlError};

@@ -5,10 +5,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-/// Where to dial instead of an address that a URL names: for brokers behind address translation.
-pub type AddressMap = Arc<dyn Fn(&str, u16) -> (String, u16) + Send + Sync>;
+use crate::backend::{AddressMap, Interest};
 
 /// Servers in a URL.
 pub const SERVERS_MAX: usize = 64;
@@ -18,16 +16,6 @@ pub const STREAMS_MAX: u16 = 64;
 
 /// The port of a server that names none.
 pub const PORT: u16 = 4222;
-
-/// How channels are subscribed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Interest {
-    /// One subscription per channel; channels of users by slot.
-    #[default]
-    Channels,
-    /// One subscription per slot that holds a wanted channel; what is not wanted is dropped at the node.
-    Slots,
-}
 
 /// How a node shows who it is.
 #[derive(Clone, PartialEq, Eq, Default)]

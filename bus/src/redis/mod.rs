@@ -38,7 +38,7 @@ mod wire;
 use std::rc::Rc;
 
 pub use check::{Warning, check};
-pub use options::{Credentials, Deployment, Durability, Interest, RedisOptions, Secret, Tls, UrlError};
+pub use options::{Credentials, Deployment, Durability, RedisOptions, Secret, Tls, UrlError};
 
 use crate::backend::BackendEnds;
 use context::Context;

@@ -10,7 +10,8 @@
 //! | by slot | `rm.s:{s123}:name` | `rm.s:{s123}` |
 //! | canary | `rm.k:{7}` | the same |
 
-use crate::redis::options::{Interest, RedisOptions};
+use crate::backend::Interest;
+use crate::redis::options::RedisOptions;
 
 /// Hash slots of a cluster.
 pub(super) const HASH_SLOTS: u16 = 16_384;

@@ -16,8 +16,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
+
+use crate::backend::{AddressMap, Interest};
 
 /// Port of a server that names none.
 pub const REDIS_PORT: u16 = 6379;
@@ -27,9 +28,6 @@ pub const SENTINEL_PORT: u16 = 26379;
 
 /// Most servers named in a URL.
 pub const SERVERS_MAX: usize = 64;
-
-/// Where a server is dialed instead of where it says that it is.
-pub type AddressMap = Arc<dyn Fn(&str, u16) -> (String, u16) + Send + Sync>;
 
 /// A host and a port.
 pub type Address = (String, u16);
@@ -46,15 +44,6 @@ pub enum Deployment {
         /// The master's name.
         master: String,
     },
-}
-
-/// What a subscription at the broker is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
-    /// One channel (and a slot for `user:` channels).
-    Channels,
-    /// One of 4096 slots, filtered at the node.
-    Slots,
 }
 
 /// What a publish waits for.

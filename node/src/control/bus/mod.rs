@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ringmain_bus::backend::{BackendEnds, ends};
+use ringmain_bus::backend::{BackendEnds, Interest, ends};
 use ringmain_bus::hub::{self, Hub, HubOptions};
 use ringmain_bus::kafka::KafkaOptions;
 use ringmain_bus::link::{End, LinkOptions, Port, Wake, link};
@@ -65,12 +65,16 @@ impl Backend {
     }
 }
 
-fn fit_redis(mut options: RedisOptions, config: &BusConfig) -> RedisOptions {
-    use ringmain_bus::redis::{Durability, Interest};
-    options.interest = match config.interest {
+fn interest(config: &BusConfig) -> Interest {
+    match config.interest {
         BusInterest::Channels => Interest::Channels,
         BusInterest::Slots => Interest::Slots,
-    };
+    }
+}
+
+fn fit_redis(mut options: RedisOptions, config: &BusConfig) -> RedisOptions {
+    use ringmain_bus::redis::Durability;
+    options.interest = interest(config);
     options.durability = match config.durability {
         BusDurability::Master => Durability::Master,
         BusDurability::Replica => Durability::Replicas(1),
@@ -79,11 +83,7 @@ fn fit_redis(mut options: RedisOptions, config: &BusConfig) -> RedisOptions {
 }
 
 fn fit_nats(mut options: NatsOptions, config: &BusConfig, core: &CoreConfig) -> NatsOptions {
-    use ringmain_bus::nats::Interest;
-    options.interest = match config.interest {
-        BusInterest::Channels => Interest::Channels,
-        BusInterest::Slots => Interest::Slots,
-    };
+    options.interest = interest(config);
     options.history_size_max = history_size_max(core).max(1);
     options.retention_ms = options.retention_ms.max(meta_ttl_ms_max(core));
     options
