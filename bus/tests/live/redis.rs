@@ -171,6 +171,19 @@ impl Server {
         self.text("INFO replication").contains("master_link_status:up")
     }
 
+    /// How far its stream of replication goes, or it has followed another's.
+    fn replicated(&self) -> u64 {
+        let info = self.text("INFO replication");
+        let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+        offset.and_then(|offset| offset.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until a replica has what this master has now.
+    fn await_replica(&self, replica: &Server) {
+        let wanted = self.replicated();
+        settle("replica that has everything", || replica.replicated() >= wanted);
+    }
+
     pub(crate) fn kill(&mut self) {
         self.paused = false;
         self.process.kill();
@@ -354,6 +367,7 @@ impl Broker for Pair {
     }
 
     fn stop_replication(&mut self) {
+        self.servers[self.master_index].await_replica(&self.servers[1 - self.master_index]);
         // A port where nothing listens: it keeps what it has, and asks in vain.
         self.replica().ask("REPLICAOF 127.0.0.1 1");
     }
@@ -500,6 +514,7 @@ impl Broker for Redises {
     fn stop_replication(&mut self) {
         self.stopped = true;
         for (master, replica) in self.shards() {
+            self.servers[master].await_replica(&self.servers[replica]);
             self.servers[replica].pause();
             // What the replica finds in its socket when it goes on is the end of the connection.
             self.servers[master].ask("CLIENT KILL TYPE replica");
