@@ -53,6 +53,13 @@ pub enum Interest {
     Slots,
 }
 
+impl Interest {
+    /// Whether a channel is subscribed by its slot.
+    pub fn is_by_slot(self, channel: &str) -> bool {
+        self == Interest::Slots || channel.starts_with("user:")
+    }
+}
+
 /// Names a request at the backend. Drawn by the hub, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Call(pub u64);

@@ -14,6 +14,7 @@
 //! | [`memory`] | the embedded bus of one shard |
 //! | [`redis`] | the backend for Redis and Valkey |
 //! | [`sim`] | a simulated broker on virtual time, with faults |
+//! | [`slot`] | slots and hashes of names |
 //! | [`suite`] | the one contract suite |
 //!
 //! Only the backends and [`hub::run`] know a runtime; the rest must not know sockets, runtimes, clocks or randomness:
@@ -34,8 +35,10 @@ pub mod position;
 pub mod redis;
 mod runtime;
 pub mod sim;
+pub mod slot;
 pub mod suite;
 pub mod types;
+mod url;
 
 pub use contract::{ANSWER_MS_MAX, Bus, HISTORY_LATE_MS, LOSS_VISIBLE_MS_MAX};
 pub use epoch::{Epoch, EpochText, Position};

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::log::LogLimits;
+use crate::url::percent_decoded;
 
 /// Most partitions of the topic: each in use costs a node a canary every 250 ms and memory of its own.
 pub const PARTITIONS_MAX: u32 = 1_024;
@@ -170,7 +171,7 @@ impl KafkaOptions {
         let mut login = Login::new(login)?;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decoded(value).ok_or_else(|| UrlError::Value(name.into()))?;
+            let value = percent_decoded(value).ok_or_else(|| UrlError::Value(name.into()))?;
             options.set(name, &value, &mut login)?;
         }
         options.credentials = login.credentials(environment, is_tls)?;
@@ -233,7 +234,7 @@ impl Login {
         let (user, password) = text.split_once(':').unwrap_or((text, ""));
         let part = |text: &str| match text {
             "" => Ok(None),
-            text => decoded(text).map(Some).ok_or(UrlError::Credentials),
+            text => percent_decoded(text).map(Some).ok_or(UrlError::Credentials),
         };
         Ok(Login { user: part(user)?, password: part(password)?, mechanism: None })
     }
@@ -277,23 +278,6 @@ fn checked_topic(topic: &str) -> Result<String, UrlError> {
     let is_taken = topic.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     let is_name = is_taken && topic.len() <= 249 && topic != "." && topic != "..";
     if is_name { Ok(topic.into()) } else { Err(UrlError::Topic) }
-}
-
-/// Percent-decoding; `None` where it is none.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        rest = tail;
-        if *byte != b'%' {
-            bytes.push(*byte);
-            continue;
-        }
-        let (digits, tail) = rest.split_first_chunk::<2>()?;
-        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-        rest = tail;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::backend::OwnedId;
 use crate::envelope::{self, Meta};
+use crate::slot::hash;
 use crate::types::ChannelOptions;
 
 /// A life of a partition's offsets. Raised when offsets that somebody has seen are gone.
@@ -143,17 +144,6 @@ impl Reader<'_> {
     fn generation(&mut self) -> Option<Generation> {
         Some(Generation { number: u32::from_le_bytes(self.take()?), nonce: self.u64()? })
     }
-}
-
-/// FNV-1a with a finalizer: the same in every release, for partitions and epochs live as long as the topic.
-fn hash(seed: u64, text: &str) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed;
-    for byte in text.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
 }
 
 /// In which of `count` partitions a channel lives. `count` is at least 1.

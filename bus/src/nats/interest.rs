@@ -19,12 +19,12 @@ use super::ephemeral::Said;
 use super::life::{In, Life};
 use super::node::CORE;
 use super::pulse::{header, sequence_of};
-use super::subjects::{hash, slot};
-use crate::backend::Interest;
+use super::subjects::hash;
 use crate::backend::{Call, Domain, Message, Reply, Target};
 use crate::envelope;
 use crate::epoch::Epoch;
 use crate::lineage::Lineage;
+use crate::slot::slot_of;
 
 /// How long a channel is heard after the last publication on it, in milliseconds.
 pub(super) const LINGER_MS: u64 = 5_000;
@@ -153,8 +153,8 @@ impl Channels {
 
 impl Life<'_> {
     fn scope_of(&self, name: &Arc<str>) -> Scope {
-        if self.node.options.interest == Interest::Slots || name.starts_with("user:") {
-            Scope::Slot(slot(name))
+        if self.node.options.interest.is_by_slot(name) {
+            Scope::Slot(slot_of(name))
         } else {
             Scope::Channel(name.clone())
         }

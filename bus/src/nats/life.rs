@@ -327,7 +327,7 @@ impl<'n> Life<'n> {
     }
 
     pub(super) fn stream_of(&self, name: &str) -> u16 {
-        self.node.subjects.stream_of(super::subjects::slot(name))
+        self.node.subjects.stream_of(crate::slot::slot_of(name))
     }
 
     /// A channel's epoch: of the stream's nonce and the channel's name, for no two channels share one.

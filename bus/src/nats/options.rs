@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::backend::{AddressMap, Interest};
+use crate::url::percent_decoded;
 
 /// Servers in a URL.
 pub const SERVERS_MAX: usize = 64;
@@ -285,22 +286,6 @@ fn servers_of(text: &str) -> Result<Vec<(String, u16)>, UrlError> {
         servers.push((host.to_owned(), port));
     }
     Ok(servers)
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte == b'%' {
-            let (pair, after) = rest.split_at_checked(2)?;
-            rest = after;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -13,9 +13,7 @@
 //! | `P.heart`, `P.sync` | from every node to every node: hearts, and questions at a barrier or a subscription |
 
 use super::options::NatsOptions;
-
-/// Slots that channels are spread over; users are addressed by them.
-pub(super) const SLOTS: u16 = 4_096;
+use crate::slot::slot_of;
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
@@ -55,27 +53,9 @@ pub(super) fn channel_of(written: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|name| token(name) == written)
 }
 
-/// The slot of a channel: CRC-16 (XMODEM) of its name, modulo [`SLOTS`].
-pub(super) fn slot(name: &str) -> u16 {
-    let mut crc = 0u16;
-    for &byte in name.as_bytes() {
-        crc ^= u16::from(byte) << 8;
-        for _ in 0..8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 };
-        }
-    }
-    crc % SLOTS
-}
-
-/// A channel's name as a number (FNV-1a, then mixed): what marks name it by, and what its epochs are made of.
+/// A channel's name as a number: what marks name it by, and what its epochs are made of.
 pub(super) fn hash(name: &str) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for &byte in name.as_bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
+    crate::slot::hash(0, name)
 }
 
 /// The subjects of one bus.
@@ -114,17 +94,17 @@ impl Subjects {
     }
 
     pub(super) fn stored_channel(&self, name: &str) -> String {
-        let slot = slot(name);
+        let slot = slot_of(name);
         format!("{}.s{}.c.{slot}.{}", self.prefix, self.stream_of(slot), token(name))
     }
 
     pub(super) fn stored_mark(&self, name: &str) -> String {
-        let slot = slot(name);
+        let slot = slot_of(name);
         format!("{}.s{}.m.{slot}.{}", self.prefix, self.stream_of(slot), token(name))
     }
 
     pub(super) fn heard_channel(&self, name: &str) -> String {
-        let slot = slot(name);
+        let slot = slot_of(name);
         format!("{}.r{}.c.{slot}.{}", self.prefix, self.stream_of(slot), token(name))
     }
 
@@ -133,7 +113,7 @@ impl Subjects {
     }
 
     pub(super) fn ephemeral_channel(&self, name: &str) -> String {
-        format!("{}.e.{}.{}", self.prefix, slot(name), token(name))
+        format!("{}.e.{}.{}", self.prefix, slot_of(name), token(name))
     }
 
     pub(super) fn ephemeral_slot(&self, slot: u16) -> String {
@@ -192,12 +172,6 @@ mod tests {
         for bad in ["=2e", "=4", "=61", "a b", "=FF", "a."] {
             assert_eq!(channel_of(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn slots_are_of_crc16() {
-        // CRC-16/XMODEM of "123456789" is 0x31C3.
-        assert_eq!(slot("123456789"), 0x31c3 % SLOTS);
     }
 
     proptest! {

@@ -12,36 +12,27 @@
 
 use crate::backend::Interest;
 use crate::redis::options::RedisOptions;
+use crate::slot::{crc16, slot_of};
 
 /// Hash slots of a cluster.
 pub(super) const HASH_SLOTS: u16 = 16_384;
-
-/// Slots of the bus, for interest by slot and for users.
-pub(super) const BUS_SLOTS: u16 = 4096;
-
-/// Channels of users go by slot everywhere.
-const USER_PREFIX: &str = "user:";
 
 /// The names of one system.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     prefix: String,
-    by_slot: bool,
+    interest: Interest,
 }
 
 impl Names {
     pub(super) fn new(options: &RedisOptions) -> Names {
-        Names { prefix: options.prefix.clone(), by_slot: options.interest == Interest::Slots }
-    }
-
-    fn is_by_slot(&self, name: &str) -> bool {
-        self.by_slot || name.starts_with(USER_PREFIX)
+        Names { prefix: options.prefix.clone(), interest: options.interest }
     }
 
     /// The pub/sub channel of a channel: the unit of interest.
     pub(super) fn unit(&self, name: &str) -> String {
-        match self.is_by_slot(name) {
-            true => format!("{}.s:{{s{}}}", self.prefix, crc16(name.as_bytes()) % BUS_SLOTS),
+        match self.interest.is_by_slot(name) {
+            true => format!("{}.s:{{s{}}}", self.prefix, slot_of(name)),
             false => format!("{}.c:{{{name}}}", self.prefix),
         }
     }
@@ -49,7 +40,7 @@ impl Names {
     /// The key of a channel.
     pub(super) fn key(&self, name: &str) -> String {
         let unit = self.unit(name);
-        if self.is_by_slot(name) { format!("{unit}:{name}") } else { unit }
+        if self.interest.is_by_slot(name) { format!("{unit}:{name}") } else { unit }
     }
 
     /// The channel's name of a key; `None` if it is no key of a channel of this system.
@@ -76,19 +67,7 @@ pub(super) fn hash_slot(key: &str) -> u16 {
         let rest = &key[open + 1..];
         rest.find('}').filter(|close| *close > 0).map(|close| &rest[..close])
     });
-    crc16(tag.unwrap_or(key).as_bytes()) % HASH_SLOTS
-}
-
-/// CRC16 as Redis Cluster has it (XMODEM).
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| {
-        (0..8).fold(
-            crc ^ u16::from(*byte) << 8,
-            |crc: u16, _| {
-                if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 }
-            },
-        )
-    })
+    crc16(tag.unwrap_or(key).bytes()) % HASH_SLOTS
 }
 
 #[cfg(test)]
@@ -124,7 +103,7 @@ mod tests {
     #[test]
     fn users_go_by_slot() {
         let names = names(Interest::Channels);
-        assert_eq!(names.unit("user:7"), format!("rm.s:{{s{}}}", crc16(b"user:7") % BUS_SLOTS));
+        assert_eq!(names.unit("user:7"), format!("rm.s:{{s{}}}", slot_of("user:7")));
         assert_eq!(names.unit("news"), "rm.c:{news}");
     }
 

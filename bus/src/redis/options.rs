@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backend::{AddressMap, Interest};
+use crate::url::percent_decoded;
 
 /// Port of a server that names none.
 pub const REDIS_PORT: u16 = 6379;
@@ -210,7 +211,7 @@ impl RedisOptions {
     fn take_parameter(&mut self, parameter: &str) -> Result<(), UrlError> {
         let unknown = || UrlError::Parameter(parameter.split('=').next().unwrap_or_default().to_owned());
         let (name, value) = parameter.split_once('=').ok_or_else(unknown)?;
-        let value = percent_decoded(value)?;
+        let value = decoded(value)?;
         match (name, &mut self.tls) {
             ("ca", Some(tls)) => tls.ca = Some(value.into()),
             ("cert" | "key", Some(tls)) => {
@@ -305,28 +306,15 @@ fn parse_server(text: &str, port: u16) -> Option<Address> {
 
 fn parse_credentials(text: &str) -> Result<Credentials, UrlError> {
     let (username, password) = match text.split_once(':') {
-        Some((username, password)) => (username, Some(Secret(percent_decoded(password)?))),
+        Some((username, password)) => (username, Some(Secret(decoded(password)?))),
         None => (text, None),
     };
-    let username = (!username.is_empty()).then(|| percent_decoded(username)).transpose()?;
+    let username = (!username.is_empty()).then(|| decoded(username)).transpose()?;
     Ok(Credentials { username, password })
 }
 
-fn percent_decoded(text: &str) -> Result<String, UrlError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, tail) = rest.split_at_checked(2).ok_or(UrlError::Encoding)?;
-        let digits = std::str::from_utf8(digits).map_err(|_| UrlError::Encoding)?;
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| UrlError::Encoding)?);
-        rest = tail;
-    }
-    String::from_utf8(bytes).map_err(|_| UrlError::Encoding)
+fn decoded(text: &str) -> Result<String, UrlError> {
+    percent_decoded(text).ok_or(UrlError::Encoding)
 }
 
 fn read_secret(path: PathBuf) -> Result<Secret, UrlError> {

@@ -11,10 +11,10 @@
 
 use std::sync::Arc;
 
-use super::mesh::Identity;
+pub use ringmain_bus::slot::SLOTS;
+use ringmain_bus::slot::crc16;
 
-/// Slots of users, all nodes together.
-pub const SLOTS: u16 = 4096;
+use super::mesh::Identity;
 
 /// A life of another node, as this node's control plane calls it; none is used twice.
 pub type PeerId = u32;
@@ -24,29 +24,8 @@ pub type NodeId = u128;
 
 /// The slot of a user: that of the user's own channel on the bus. The same on every node and in every release.
 pub fn slot_of(user: &str) -> u16 {
-    crc16(b"user:".iter().chain(user.as_bytes())) % SLOTS
+    crc16(b"user:".iter().copied().chain(user.bytes())) % SLOTS
 }
-
-/// CRC-16/XMODEM, which Redis Cluster uses: polynomial 0x1021, from 0.
-fn crc16<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
-    bytes.fold(0, |crc, byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
-}
-
-const CRC16: [u16; 256] = {
-    let mut table = [0; 256];
-    let mut index = 0;
-    while index < 256 {
-        let mut crc = (index as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
-            bit += 1;
-        }
-        table[index] = crc;
-        index += 1;
-    }
-    table
-};
 
 /// What the control plane tells a shard. None is answered but by reports.
 #[derive(Clone, Debug)]
@@ -196,8 +175,8 @@ mod tests {
     #[test]
     fn slots_are_those_of_redis() {
         // `CLUSTER KEYSLOT 123456789` is 12739; of 16384 slots, so the lower bits are ours.
-        assert_eq!(crc16(b"123456789".iter()), 0x31c3);
-        assert_eq!(slot_of("42"), crc16(b"user:42".iter()) % SLOTS);
+        assert_eq!(crc16(b"123456789".iter().copied()), 0x31c3);
+        assert_eq!(slot_of("42"), crc16(b"user:42".iter().copied()) % SLOTS);
         let used: std::collections::BTreeSet<u16> = (0..100_000).map(|n| slot_of(&n.to_string())).collect();
         assert_eq!(used.len(), usize::from(SLOTS), "every slot has its users");
     }
