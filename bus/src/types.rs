@@ -102,8 +102,6 @@ pub enum PublicationId<'a> {
 pub struct Accepted {
     /// Where the publication stands. [`Position::NONE`] on an ephemeral channel.
     pub position: Position,
-    /// Offset of the publication before it; 0 when it is the first of its epoch.
-    pub previous: u64,
     /// The id was seen before within the window: this is the first attempt's answer, nothing was added,
     /// and nobody is to be sent anything again.
     pub repeated: bool,

@@ -250,8 +250,7 @@ impl Pair {
             stream.kept.drain(..surplus);
         }
         let stream = self.streams.entry(channel).or_default();
-        let expected =
-            Accepted { position: stream.position(), previous: stream.top.saturating_sub(1), repeated: false };
+        let expected = Accepted { position: stream.position(), repeated: false };
         assert_eq!(accepted, expected);
         if let Some(key) = key {
             self.keys.retain(|(_, other, known, _)| (*other, *known) != (channel, key));

@@ -55,7 +55,7 @@ pub(super) enum Applied {
     /// The generation changed: every epoch of the partition is another one from here.
     Fenced,
     /// A publication, or (`repeated`) none.
-    Publication { name: Arc<str>, accepted: Accepted, record: Bytes },
+    Publication { name: Arc<str>, accepted: Accepted, previous: u64, record: Bytes },
     /// A publication of an ephemeral channel.
     Ephemeral { name: Arc<str>, record: Bytes },
     /// A channel's history is empty now.
@@ -229,18 +229,18 @@ impl PartitionLog {
         };
         window.expire(time_ms, &limits);
         let key = id.map(|id| (name.clone(), id));
-        if let Some((first, previous)) = key.as_ref().and_then(|key| window.seen.get(key)).copied() {
-            let accepted = Accepted { position: Position::new(epoch, first), previous, repeated: true };
-            return Applied::Publication { name, accepted, record };
+        if let Some(first) = key.as_ref().and_then(|key| window.seen.get(key)).copied() {
+            let accepted = Accepted { position: Position::new(epoch, first), repeated: true };
+            return Applied::Publication { name, accepted, previous: 0, record };
         }
         let previous = self.stream(&name).top;
         if let Some(key) = key {
             let window = if matches!(key.1, OwnedId::Key(_)) { &mut self.keys } else { &mut self.nodes };
-            window.add(time_ms, key, (offset, previous), limits.ids_max);
+            window.add(time_ms, key, offset, limits.ids_max);
         }
         self.keep(&name, options, Kept { offset, previous, time_ms, record: record.clone() });
-        let accepted = Accepted { position: Position::new(epoch, offset), previous, repeated: false };
-        Applied::Publication { name, accepted, record }
+        let accepted = Accepted { position: Position::new(epoch, offset), repeated: false };
+        Applied::Publication { name, accepted, previous, record }
     }
 
     fn keep(&mut self, name: &Arc<str>, options: &ChannelOptions, kept: Kept) {
@@ -359,20 +359,20 @@ impl PartitionLog {
 
 type IdKey = (Arc<str>, OwnedId);
 
-/// Ids seen, and where what they name stands: offset and predecessor.
+/// Ids seen, and at which offset what they name stands.
 #[derive(Debug, Default)]
 struct Window {
-    seen: HashMap<IdKey, (u64, u64)>,
+    seen: HashMap<IdKey, u64>,
     order: VecDeque<(i64, IdKey)>,
 }
 
 impl Window {
-    fn add(&mut self, time_ms: i64, key: IdKey, place: (u64, u64), ids_max: usize) {
+    fn add(&mut self, time_ms: i64, key: IdKey, offset: u64, ids_max: usize) {
         while self.order.len() >= ids_max.max(1) {
             self.forget_oldest();
         }
         self.order.push_back((time_ms, key.clone()));
-        self.seen.insert(key, place);
+        self.seen.insert(key, offset);
     }
 
     fn expire(&mut self, time_ms: i64, limits: &LogLimits) {

@@ -170,9 +170,8 @@ impl KeyState {
             let position = Position::new(self.epoch, first.position.offset);
             return Accepted { position, repeated: true, ..first };
         }
-        let previous = self.top;
         self.top += step;
-        Accepted { position: self.position(), previous, repeated: false }
+        Accepted { position: self.position(), repeated: false }
     }
 
     /// The top as a position.
@@ -207,7 +206,7 @@ mod tests {
         let (mut key, touched) = KeyState::touch(None, LIVES[0], Epoch::new(1));
         assert_eq!((touched, key.position()), (Touched::Created, Position::new(Epoch::new(1), 0)));
         let first = key.publish(None, 5);
-        assert_eq!((first.previous, first.position.offset, first.repeated), (0, 5, false));
+        assert_eq!((first.position.offset, first.repeated), (5, false));
         assert_eq!(KeyState::touch(Some(&key), LIVES[0], Epoch::new(2)), (key, Touched::Kept));
 
         let (mut renewed, touched) = KeyState::touch(Some(&key), LIVES[1], Epoch::new(3));

@@ -97,7 +97,7 @@ mod tests {
 
     fn accepted(offset: u64) -> Accepted {
         let position = Position::new(Epoch::new(1), offset);
-        Accepted { position, previous: offset - 1, repeated: false }
+        Accepted { position, repeated: false }
     }
 
     #[test]

@@ -208,15 +208,14 @@ impl EmbeddedBus {
         bytes: usize,
     ) -> Accepted {
         if !channel.options.is_positioned() {
-            return Accepted { position: Position::NONE, previous: 0, repeated: false };
+            return Accepted { position: Position::NONE, repeated: false };
         }
         let tick = tick_of(now.mono_ms);
         let slot = self.touch(tick, channel);
-        let previous = slot.top;
         slot.top += 1;
         let position = slot.position();
         self.keep(tick, channel, &NewRecord { publication, offset: position.offset, bytes });
-        Accepted { position, previous, repeated: false }
+        Accepted { position, repeated: false }
     }
 }
 

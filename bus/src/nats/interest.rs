@@ -3,13 +3,11 @@
 //! Owns: subscriptions at the server (units) and their counts, each channel's last sequence, confirmations. Must not
 //! know: publishing.
 //!
-//! A *unit* is one subscription at the server: a channel's subject or a slot's. A channel holds its unit while it is
-//! wanted by the hub, or heard for its own publications ([`Heard::until`]). Invariant: a channel's publications are
-//! told in the order of their sequences and once, by however many units they come.
+//! A *unit* is one subscription at the server: a channel's subject or a slot's. A channel holds its unit while the hub
+//! wants it. Invariant: a channel's publications are told in the order of their sequences and once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use async_nats::Message as Received;
 use bytes::Bytes;
@@ -25,16 +23,6 @@ use crate::envelope;
 use crate::epoch::Epoch;
 use crate::lineage::Lineage;
 use crate::slot::slot_of;
-
-/// How long a channel is heard after the last publication on it, in milliseconds.
-pub(super) const LINGER_MS: u64 = 5_000;
-
-/// Channels heard for their publications only; beyond them, the one published on is not heard and its predecessor is
-/// read.
-pub(super) const LINGERING_MAX: usize = 16_384;
-
-/// Sequences of a channel that are remembered with their predecessors.
-const RECENT_MAX: usize = 64;
 
 /// Where something is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,23 +58,8 @@ pub(super) struct Heard {
     unit: UnitKey,
     stream: u16,
     epoch: Epoch,
-    /// The hub wants it.
-    pub(super) wanted: bool,
-    /// Its position is looked after.
-    pub(super) is_kept: bool,
-    /// Heard until then for its own publications.
-    until: Option<Instant>,
     /// Sequence of the last publication heard; 0: none yet.
     pub(super) last: u64,
-    /// Sequences and their predecessors.
-    recent: VecDeque<(u64, u64)>,
-}
-
-impl Heard {
-    /// The predecessor of a recent publication.
-    pub(super) fn previous(&self, sequence: u64) -> Option<u64> {
-        self.recent.iter().rev().find(|(recent, _)| *recent == sequence).map(|(_, previous)| *previous)
-    }
 }
 
 /// Channels heard in this life, by their subjects.
@@ -100,8 +73,6 @@ pub(super) struct Channels {
     by_hash: HashMap<u64, Arc<str>>,
     pub(super) said: HashMap<Arc<str>, Said>,
     said_by_hash: HashMap<u64, Arc<str>>,
-    lingering: VecDeque<(Instant, Arc<str>)>,
-    lingering_count: usize,
 }
 
 impl Channels {
@@ -118,7 +89,6 @@ impl Channels {
 
     fn drop_heard(&mut self, name: &str) {
         if let Some(heard) = self.heard.remove(name) {
-            self.lingering_count -= usize::from(!heard.wanted);
             self.by_hash.remove(&hash(name));
             self.release(&heard.unit);
         }
@@ -142,7 +112,7 @@ impl Channels {
     pub(super) fn note_tops(&self, tops: &[(u64, u64)], marks: &mut HashMap<Arc<str>, u64>) {
         for (hash, top) in tops {
             if let Some(name) = self.by_hash.get(hash)
-                && self.heard.get(name).is_some_and(|heard| heard.wanted && heard.last < *top)
+                && self.heard.get(name).is_some_and(|heard| heard.last < *top)
             {
                 let mark = marks.entry(name.clone()).or_insert(0);
                 *mark = (*mark).max(*top);
@@ -189,7 +159,7 @@ impl Life<'_> {
     pub(super) async fn want(&mut self, call: Call, target: &Target) {
         let domain = if target.options.is_positioned() {
             let stream = self.stream_of(&target.name);
-            self.hear(&target.name, stream, true).await;
+            self.hear(&target.name, stream).await;
             Domain(u32::from(stream) + 1)
         } else {
             if !self.channels.said.contains_key(&target.name) {
@@ -204,44 +174,17 @@ impl Life<'_> {
         self.confirm(call, domain, target.name.clone()).await;
     }
 
-    /// Hears a positioned channel: wanted by the hub, or for its own publications.
-    pub(super) async fn hear(&mut self, name: &Arc<str>, stream: u16, wanted: bool) {
-        let until = Instant::now() + Duration::from_millis(LINGER_MS);
-        if !self.channels.heard.contains_key(name) {
-            if !wanted && self.channels.lingering_count >= LINGERING_MAX {
-                return;
-            }
-            let mut unit = (Plane::Stream(stream), self.scope_of(name));
-            if !wanted && !self.channels.units.contains_key(&unit) {
-                unit.1 = Scope::Channel(name.clone());
-            }
-            self.hold(&unit).await;
-            let heard = Heard {
-                name: name.clone(),
-                unit,
-                stream,
-                epoch: self.epoch_of(stream, name),
-                wanted: false,
-                is_kept: false,
-                until: None,
-                last: 0,
-                recent: VecDeque::new(),
-            };
-            self.channels.by_hash.insert(hash(name), name.clone());
-            self.channels.heard.insert(name.clone(), heard);
-            self.channels.lingering_count += 1;
+    async fn hear(&mut self, name: &Arc<str>, stream: u16) {
+        if self.channels.heard.contains_key(name) {
+            return;
         }
-        let Some(heard) = self.channels.heard.get_mut(name) else { return };
-        if wanted {
-            if !std::mem::replace(&mut heard.wanted, true) {
-                self.channels.lingering_count -= 1;
-            }
-            if !std::mem::replace(&mut heard.is_kept, true) {
-                self.keep_channel(name);
-            }
-        } else if heard.until.replace(until).is_none() {
-            self.channels.lingering.push_back((until, name.clone()));
-        }
+        let unit = (Plane::Stream(stream), self.scope_of(name));
+        self.hold(&unit).await;
+        let epoch = self.epoch_of(stream, name);
+        let heard = Heard { name: name.clone(), unit, stream, epoch, last: 0 };
+        self.channels.by_hash.insert(hash(name), name.clone());
+        self.channels.heard.insert(name.clone(), heard);
+        self.keep_channel(name);
     }
 
     pub(super) fn unsubscribe(&mut self, target: &Target) {
@@ -249,31 +192,7 @@ impl Life<'_> {
             self.channels.said_by_hash.remove(&hash(&target.name));
             self.channels.release(&said.unit);
         }
-        let Some(heard) = self.channels.heard.get_mut(&target.name) else { return };
-        if std::mem::replace(&mut heard.wanted, false) {
-            self.channels.lingering_count += 1;
-        }
-        if heard.until.is_none() {
-            self.channels.drop_heard(&target.name);
-        }
-    }
-
-    pub(super) fn look_after_interest(&mut self, now: Instant) {
-        while let Some((at, _)) = self.channels.lingering.front()
-            && *at <= now
-        {
-            let Some((_, name)) = self.channels.lingering.pop_front() else { break };
-            let Some(heard) = self.channels.heard.get_mut(&name) else { continue };
-            match heard.until {
-                Some(until) if until > now => self.channels.lingering.push_back((until, name)),
-                _ => {
-                    heard.until = None;
-                    if !heard.wanted {
-                        self.channels.drop_heard(&name);
-                    }
-                }
-            }
-        }
+        self.channels.drop_heard(&target.name);
     }
 
     /// A positioned channel's publication.
@@ -296,24 +215,16 @@ impl Life<'_> {
         // 0: it expired, or there was none; if we heard it, it is the one.
         let previous = if last == 0 { heard.last } else { last };
         heard.last = sequence;
-        heard.recent.push_back((sequence, previous));
-        if heard.recent.len() > RECENT_MAX {
-            heard.recent.pop_front();
-        }
-        let (name, wanted, epoch) = (heard.name.clone(), heard.wanted, heard.epoch);
-        if wanted {
-            self.streams[n].moved.insert(name.clone());
-            let reply = match record_of(&received.payload) {
-                Some(record) => {
-                    let message =
-                        Message { epoch, lineage: Lineage::EMPTY, previous, offset: sequence, record };
-                    Reply::Message { name: name.clone(), message }
-                }
-                None => Reply::Doubt { name: name.clone() },
-            };
-            self.node.tell(reply).await;
-        }
-        self.publication_back(&name, sequence, previous).await;
+        let (name, epoch) = (heard.name.clone(), heard.epoch);
+        self.streams[n].moved.insert(name.clone());
+        let reply = match record_of(&received.payload) {
+            Some(record) => {
+                let message = Message { epoch, lineage: Lineage::EMPTY, previous, offset: sequence, record };
+                Reply::Message { name, message }
+            }
+            None => Reply::Doubt { name },
+        };
+        self.node.tell(reply).await;
     }
 
     /// A canary is back: how far the channels are that moved before it, and that others say have moved.
@@ -324,7 +235,7 @@ impl Life<'_> {
             tops.entry(name).or_insert(0);
         }
         for (name, told) in tops {
-            let Some(heard) = self.channels.heard.get(&name).filter(|heard| heard.wanted) else { continue };
+            let Some(heard) = self.channels.heard.get(&name) else { continue };
             let top = told.max(heard.last);
             let (epoch, record) = (heard.epoch, Bytes::new());
             let message = Message { epoch, lineage: Lineage::EMPTY, previous: top, offset: top, record };

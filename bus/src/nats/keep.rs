@@ -6,7 +6,7 @@
 //! A channel's position is its last publication, and a stream drops that after its `max_age`. While a channel is open
 //! at a node, that node looks from time to time and writes a mark in time. The record is written again, unchanged.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ const CANARIES_KEPT: u64 = 16;
 /// What is to be looked after, by when.
 #[derive(Default)]
 pub(super) struct Keeping {
+    /// Channels in the two queues.
+    kept: HashSet<Arc<str>>,
     channels: VecDeque<(Instant, Arc<str>)>,
     again: VecDeque<(Instant, Arc<str>)>,
     records_due: Option<Instant>,
@@ -42,7 +44,9 @@ impl Life<'_> {
 
     /// A channel is wanted from now on.
     pub(super) fn keep_channel(&mut self, name: &Arc<str>) {
-        self.keeping.channels.push_back((Instant::now() + self.age() / FIRST_PART, name.clone()));
+        if self.keeping.kept.insert(name.clone()) {
+            self.keeping.channels.push_back((Instant::now() + self.age() / FIRST_PART, name.clone()));
+        }
     }
 
     pub(super) async fn look_after_keeping(&mut self, now: Instant) {
@@ -55,11 +59,11 @@ impl Life<'_> {
                 () => break,
             };
             let Some((_, name)) = queue.pop_front() else { break };
-            if self.channels.heard.get(&name).is_some_and(|heard| heard.wanted) {
+            if self.channels.heard.contains_key(&name) {
                 self.keep_position(&name);
                 self.keeping.again.push_back((now + self.age() / NEXT_PART, name));
-            } else if let Some(heard) = self.channels.heard.get_mut(&name) {
-                heard.is_kept = false;
+            } else {
+                self.keeping.kept.remove(&name);
             }
         }
         if self.keeping.canaries_due.is_none_or(|due| due <= now) {

@@ -93,13 +93,6 @@ pub(super) enum In {
         call: Call,
         result: Result<Position, BusError>,
     },
-    Predecessor {
-        name: Arc<str>,
-        sequence: u64,
-        life: u64,
-        stream: u16,
-        result: Result<u64, ApiError>,
-    },
     Clock {
         stream: u16,
         ahead_ms: i64,
@@ -361,20 +354,11 @@ impl<'n> Life<'n> {
                     self.node.tell(Reply::Cleared { call, result }).await;
                 }
             }
-            In::Predecessor { name, sequence, life, stream, result } => {
-                if self.is_of(stream, life) {
-                    self.found(&name, sequence, result).await;
-                }
-            }
             In::Done => (),
             In::Clock { stream, ahead_ms } => {
                 self.streams[usize::from(stream)].clock_ahead_ms = Some(ahead_ms);
             }
         }
-    }
-
-    fn is_of(&self, stream: u16, life: u64) -> bool {
-        self.streams[usize::from(stream)].life == life
     }
 
     async fn tick(&mut self) {
@@ -408,7 +392,6 @@ impl<'n> Life<'n> {
         }
         self.pulse_if_due(now).await;
         self.look_after_publishes(now).await;
-        self.look_after_interest(now);
         self.look_after_rounds(now).await;
         self.look_after_suspects(now).await;
         self.look_after_keeping(now).await;

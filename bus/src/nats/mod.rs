@@ -22,9 +22,7 @@
 //! # How the contract is met
 //!
 //! - **Offsets** are stream sequences: they increase, and are not dense. The channel is a subject of its own, so the
-//!   server itself names each publication's predecessor to its hearers (`Nats-Last-Sequence`). A publisher hears its
-//!   own publications: a channel published on is subscribed for a while, and the predecessor in an answer is the one
-//!   that came back.
+//!   server itself names each publication's predecessor to its hearers (`Nats-Last-Sequence`).
 //! - **Epochs** are made of the stream's record (`barrier`) and the channel's name. There is no lineage: a stream
 //!   that lost something voids all positions in it, and says so.
 //! - **History** is cut when it is read (`read`), so one stream serves all sizes and times, and two nodes whose

@@ -3,9 +3,8 @@
 //! Owns: publishes in flight, their repeats and answers. Must not know: subscriptions' confirmations.
 //!
 //! A positioned publication goes into its stream under its id (`Nats-Msg-Id`), many at a time; without an answer it
-//! is sent again under the same id, and the window of the stream makes it one. Its answer waits until it has come
-//! back over the subscription, which names its predecessor. An ephemeral one is never sent again; it is accepted when
-//! an echo that was sent behind it has come back.
+//! is sent again under the same id, and the window of the stream makes it one. An ephemeral one is
+//! never sent again; it is accepted when an echo that was sent behind it has come back.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -36,9 +35,6 @@ const REFUSED_MS: u64 = 50;
 const PUBLISH_MS_MAX: u64 = 2_800;
 const _: () = assert!(PUBLISH_MS_MAX < COMMAND_MS_MAX);
 
-/// After this time the predecessor of an accepted publication that has not come back is read, in milliseconds.
-const COME_BACK_MS: u64 = 300;
-
 /// Largest part of a message that is not the record, in bytes: envelope and headers.
 const OVERHEAD_BYTES_MAX: usize = 8 << 10;
 
@@ -56,21 +52,11 @@ struct Flight {
     open: bool,
 }
 
-/// An accepted publication whose predecessor is not known yet.
-struct Pending {
-    call: Call,
-    stream: u16,
-    repeated: bool,
-    since: Instant,
-    is_read: bool,
-}
-
 /// Positioned publishes in flight.
 #[derive(Default)]
 pub(super) struct Publishes {
     flights: HashMap<u64, Flight>,
     drawn: u64,
-    pending: HashMap<(Arc<str>, u64), Vec<Pending>>,
     /// Reads and clears under way.
     walking: HashMap<Call, (u16, bool)>,
 }
@@ -82,12 +68,6 @@ impl Publishes {
         self.flights.retain(|_, flight| {
             failed.extend((flight.stream == stream).then_some(flight.call));
             flight.stream != stream
-        });
-        self.pending.retain(|_, waiting| {
-            let is_of = |pending: &Pending| pending.stream == stream;
-            failed.extend(waiting.iter().filter(|pending| is_of(pending)).map(|pending| pending.call));
-            waiting.retain(|pending| !is_of(pending));
-            !waiting.is_empty()
         });
         failed
     }
@@ -142,7 +122,6 @@ impl Life<'_> {
         }
         let payload = envelope::encode(&target.name, &record, Meta::default());
         let stream = self.stream_of(&target.name);
-        self.hear(&target.name, stream, false).await;
         let now = Instant::now();
         self.publishes.drawn += 1;
         let number = self.publishes.drawn;
@@ -216,8 +195,7 @@ impl Life<'_> {
     async fn echoed(&mut self, number: u64) {
         self.echoes.in_flight = false;
         while let Some((_, call)) = self.echoes.waiting.pop_front_if(|(behind, _)| *behind <= number) {
-            let position = Position::NONE;
-            let accepted = Accepted { position, previous: 0, repeated: false };
+            let accepted = Accepted { position: Position::NONE, repeated: false };
             self.node.tell(Reply::Published { call, result: Ok(accepted) }).await;
         }
         self.echo().await;
@@ -242,75 +220,9 @@ impl Life<'_> {
         if !ack.repeated {
             self.streams[n].published.insert(flight.name.clone(), ack.sequence);
         }
-        let heard = self.channels.heard.get(&flight.name);
-        let previous = heard.and_then(|heard| heard.previous(ack.sequence));
-        let pending = Pending {
-            call: flight.call,
-            stream: flight.stream,
-            repeated: ack.repeated,
-            since: Instant::now(),
-            is_read: false,
-        };
-        match previous {
-            Some(previous) => self.accept(&flight.name, ack.sequence, previous, &pending).await,
-            None => {
-                // What was accepted before does not come back again.
-                let will_come = heard.is_some_and(|heard| heard.last < ack.sequence) && !ack.repeated;
-                let key = (flight.name.clone(), ack.sequence);
-                self.publishes.pending.entry(key).or_default().push(pending);
-                if !will_come {
-                    self.read_predecessor(&flight.name, ack.sequence);
-                }
-            }
-        }
-    }
-
-    async fn accept(&mut self, name: &str, sequence: u64, previous: u64, pending: &Pending) {
-        let position = Position::new(self.epoch_of(pending.stream, name), sequence);
-        let accepted = Accepted { position, previous, repeated: pending.repeated };
-        self.node.tell(Reply::Published { call: pending.call, result: Ok(accepted) }).await;
-    }
-
-    /// A publication was heard: if it is one that was accepted here, its answer is whole.
-    pub(super) async fn publication_back(&mut self, name: &Arc<str>, sequence: u64, previous: u64) {
-        if self.publishes.pending.is_empty() {
-            return;
-        }
-        for pending in self.publishes.pending.remove(&(name.clone(), sequence)).unwrap_or_default() {
-            self.accept(name, sequence, previous, &pending).await;
-        }
-    }
-
-    /// Reads the predecessor of an accepted publication.
-    fn read_predecessor(&mut self, name: &Arc<str>, sequence: u64) {
-        let Some(waiting) = self.publishes.pending.get_mut(&(name.clone(), sequence)) else { return };
-        let is_read = waiting
-            .iter_mut()
-            .fold(false, |was, pending| std::mem::replace(&mut pending.is_read, true) | was);
-        if is_read {
-            return;
-        }
-        let stream = self.stream_of(name);
-        let life = self.streams[usize::from(stream)].life;
-        let (place, name) = (self.place(stream, name), name.clone());
-        self.walk(async move {
-            let result = place.predecessor(sequence).await;
-            In::Predecessor { name, sequence, life, stream, result }
-        });
-    }
-
-    /// The predecessor was read; if that failed, it is read again in a while.
-    pub(super) async fn found(&mut self, name: &Arc<str>, sequence: u64, result: Result<u64, ApiError>) {
-        let key = (name.clone(), sequence);
-        let Ok(previous) = result else {
-            for pending in self.publishes.pending.get_mut(&key).into_iter().flatten() {
-                (pending.is_read, pending.since) = (false, Instant::now());
-            }
-            return;
-        };
-        for pending in self.publishes.pending.remove(&key).unwrap_or_default() {
-            self.accept(name, sequence, previous, &pending).await;
-        }
+        let position = Position::new(self.epoch_of(flight.stream, &flight.name), ack.sequence);
+        let accepted = Accepted { position, repeated: ack.repeated };
+        self.node.tell(Reply::Published { call: flight.call, result: Ok(accepted) }).await;
     }
 
     pub(super) async fn look_after_publishes(&mut self, now: Instant) {
@@ -335,21 +247,6 @@ impl Life<'_> {
             let call = flight.call;
             self.publishes.flights.remove(&number);
             self.node.tell(Reply::Published { call, result: Err(error) }).await;
-        }
-        let late = |waiting: &Vec<Pending>| {
-            waiting
-                .iter()
-                .any(|pending| !pending.is_read && now - pending.since > Duration::from_millis(COME_BACK_MS))
-        };
-        let keys: Vec<_> = self
-            .publishes
-            .pending
-            .iter()
-            .filter(|(_, waiting)| late(waiting))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for (name, sequence) in keys {
-            self.read_predecessor(&name, sequence);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Reading a channel from its stream: position, history, predecessors.
+//! Reading a channel from its stream: position and history.
 //!
 //! Owns: walks over one subject's messages, what of them is history, the page. Must not know: subscriptions.
 //!
@@ -106,31 +106,6 @@ impl Place {
             _ => History { top, floor: top, kept: Vec::new() },
         };
         Ok(page_of(history, query, self.epoch))
-    }
-
-    /// The channel's last publication before `sequence`, which is one of its own; 0: there is none.
-    pub(super) async fn predecessor(&self, sequence: u64) -> Result<u64, ApiError> {
-        let deadline = deadline();
-        let mut width = 1u64;
-        loop {
-            let from = sequence.saturating_sub(width);
-            let mut before = None;
-            let mut next = from;
-            while let Some(entry) = self.ask(Which::From(&self.subject, next), deadline).await?
-                && entry.sequence < sequence
-            {
-                next = entry.sequence + 1;
-                before = Some(entry.sequence);
-                if Instant::now() >= deadline {
-                    return Err(ApiError::NoAnswer);
-                }
-            }
-            match before {
-                Some(before) => return Ok(before),
-                None if from <= 1 => return Ok(self.floor_of(sequence)),
-                None => width = width.saturating_mul(4),
-            }
-        }
     }
 
     /// The channel's last message.

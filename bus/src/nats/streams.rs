@@ -32,8 +32,6 @@ pub(super) enum Step {
 /// A stream in this life.
 pub(super) struct StreamLife {
     pub(super) step: Step,
-    /// Counts its losses: what was begun in another is not believed.
-    pub(super) life: u64,
     pub(super) record: Record,
     pub(super) info: Info,
     /// When its canary came back last.
@@ -55,7 +53,6 @@ impl StreamLife {
     pub(super) fn new(now: Instant) -> StreamLife {
         StreamLife {
             step: Step::Again(now),
-            life: 0,
             record: Record { generation: 0, nonce: 0 },
             info: Info::default(),
             heard: now,
@@ -144,7 +141,6 @@ impl Life<'_> {
     /// Drops all that stood on the stream's part of this life.
     pub(super) async fn forget_stream(&mut self, stream: u16) {
         let life = &mut self.streams[usize::from(stream)];
-        life.life += 1;
         life.published.clear();
         life.moved.clear();
         life.marks.clear();

@@ -201,7 +201,7 @@ impl Stream {
         record: &[u8],
     ) -> (Accepted, Message) {
         if !options.is_positioned() {
-            let accepted = Accepted { position: Position::NONE, previous: 0, repeated: false };
+            let accepted = Accepted { position: Position::NONE, repeated: false };
             let record = Bytes::copy_from_slice(record);
             let (epoch, lineage) = (Epoch::NONE, Lineage::EMPTY);
             return (accepted, Message { epoch, lineage, previous: 0, offset: 0, record });
@@ -214,7 +214,7 @@ impl Stream {
         while self.kept.len() > options.history_size as usize {
             self.kept.pop_front();
         }
-        let accepted = Accepted { position: self.position(), previous, repeated: false };
+        let accepted = Accepted { position: self.position(), repeated: false };
         let (epoch, lineage) = (self.epoch, self.lineage);
         (accepted, Message { epoch, lineage, previous, offset: self.top, record })
     }

@@ -39,7 +39,8 @@ pub fn p2_arrivals_chain_from_the_opened_position(cluster: impl Cluster) {
     assert_eq!(probe.open(last, &name, &ROOM), top);
     for _ in 0..5 {
         let accepted = probe.publish(0, &name, &ROOM);
-        assert_eq!((accepted.position.epoch, accepted.previous), (top.epoch, top.offset));
+        assert_eq!(accepted.position.epoch, top.epoch);
+        assert!(accepted.position.offset > top.offset, "P1");
         assert!(!accepted.repeated);
         top = accepted.position;
     }
@@ -83,9 +84,9 @@ pub fn p6_a_repeated_key_answers_the_first_position(cluster: impl Cluster) {
     let between = probe.publish(0, &name, &ROOM);
     let repeat = probe.publish_key(last, &name, &ROOM, "key").expect("answered as before");
     assert!(!first.repeated && repeat.repeated);
-    assert_eq!((repeat.position, repeat.previous), (first.position, first.previous));
+    assert_eq!(repeat.position, first.position);
     let fresh = probe.publish_key(0, &name, &ROOM, "another key").expect("accepted");
-    assert_eq!((fresh.repeated, fresh.previous), (false, between.position.offset));
+    assert!(!fresh.repeated && fresh.position.offset > between.position.offset);
     probe.settle_arrivals();
     assert_eq!(probe.arrivals(last, &name).len(), 3);
 }

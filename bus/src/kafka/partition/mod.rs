@@ -302,7 +302,7 @@ impl Partition {
         let Some(pending) = self.pending.get(&sequence) else { return };
         match (result, pending) {
             (Ok(_), Pending::Publish { call, positioned: false }) => {
-                let accepted = Accepted { position: Position::NONE, previous: 0, repeated: false };
+                let accepted = Accepted { position: Position::NONE, repeated: false };
                 shared.replies.push_back(Reply::Published { call: *call, result: Ok(accepted) });
                 self.pending.remove(&sequence);
             }
@@ -400,12 +400,11 @@ impl Partition {
     fn applied(&mut self, shared: &mut Shared, now_ms: u64, own: Option<u64>, applied: &Applied) {
         let pending = own.and_then(|sequence| Some((sequence, self.pending.remove(&sequence)?)));
         match applied {
-            Applied::Publication { name, accepted, record } if !accepted.repeated => {
-                self.tell(shared, name, accepted, record);
+            Applied::Publication { name, accepted, previous, record } if !accepted.repeated => {
+                self.tell(shared, name, accepted.position, *previous, record);
             }
             Applied::Ephemeral { name, record } => {
-                let nowhere = Accepted { position: Position::NONE, previous: 0, repeated: false };
-                self.tell(shared, name, &nowhere, record);
+                self.tell(shared, name, Position::NONE, 0, record);
             }
             Applied::Fenced => self.fenced(shared),
             _ => (),
@@ -416,9 +415,7 @@ impl Partition {
             Some((_, Pending::Publish { call, .. })) => {
                 let result = match applied {
                     Applied::Publication { accepted, .. } => Ok(*accepted),
-                    Applied::Ephemeral { .. } => {
-                        Ok(Accepted { position: Position::NONE, previous: 0, repeated: false })
-                    }
+                    Applied::Ephemeral { .. } => Ok(Accepted { position: Position::NONE, repeated: false }),
                     _ => Err(PublishError::Unavailable),
                 };
                 shared.replies.push_back(Reply::Published { call, result });
@@ -435,17 +432,23 @@ impl Partition {
     }
 
     /// Tells the hub of a publication.
-    fn tell(&mut self, shared: &mut Shared, name: &Arc<str>, accepted: &Accepted, record: &Bytes) {
+    fn tell(
+        &mut self,
+        shared: &mut Shared,
+        name: &Arc<str>,
+        position: Position,
+        previous: u64,
+        record: &Bytes,
+    ) {
         if self.phase != Phase::Live {
             return;
         }
         let Some(name) = self.subscribed.get(name).cloned() else { return };
-        let Position { epoch, offset } = accepted.position;
+        let Position { epoch, offset } = position;
         if !epoch.is_none() {
             self.moved.insert(name.clone());
         }
-        let (previous, record) = (accepted.previous, record.clone());
-        let message = Message { epoch, lineage: Lineage::EMPTY, previous, offset, record };
+        let message = Message { epoch, lineage: Lineage::EMPTY, previous, offset, record: record.clone() };
         shared.replies.push_back(Reply::Message { name, message });
     }
 

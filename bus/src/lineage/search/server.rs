@@ -31,11 +31,8 @@ impl State {
             return Reply::Read { key, executed: self.executed };
         };
         let first = key.log.iter().position(|seen| *seen == publication && !self.rule.lacks(Clause::Ids));
-        let first = first.map(|at| Accepted {
-            position: Position::new(key.state.epoch, at as u64 + 1),
-            previous: at as u64,
-            repeated: false,
-        });
+        let first = first
+            .map(|at| Accepted { position: Position::new(key.state.epoch, at as u64 + 1), repeated: false });
         let accepted = key.state.publish(first, 1);
         if !accepted.repeated {
             key.log.push(publication);

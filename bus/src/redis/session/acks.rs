@@ -151,11 +151,7 @@ impl Session {
         self.marks.insert(publication.target.name.clone(), mark);
         // A repeat of our own making is none to the caller.
         let own = publication.attempts > 1 && matches!(publication.id, OwnedId::Node(..));
-        let accepted = Accepted {
-            position: Position::new(key.epoch, offset),
-            previous: offset.saturating_sub(1),
-            repeated: repeated && !own,
-        };
+        let accepted = Accepted { position: Position::new(key.epoch, offset), repeated: repeated && !own };
         if confirmed {
             if let Some(batch) = self.confirming.back_mut() {
                 batch.push((publication, accepted));
@@ -181,7 +177,7 @@ impl Session {
         }
         let mark = Mark { epoch: key.epoch, top: key.top, lineage: key.lineage, ephemeral: true };
         self.marks.insert(publication.target.name.clone(), mark);
-        let accepted = Accepted { position: Position::NONE, previous: 0, repeated: false };
+        let accepted = Accepted { position: Position::NONE, repeated: false };
         match self.confirming.back_mut().filter(|_| confirmed) {
             Some(batch) => batch.push((publication, accepted)),
             None => self.context.answer(&publication, Ok(accepted)).await,

@@ -291,9 +291,9 @@ impl<C: Cluster> Probe<C> {
                 && !accepted.repeated
                 && self.nodes[node].views.contains_key(&channel_id)
             {
-                // C6: the inline answer is the arrival.
-                let Accepted { position, previous, .. } = *accepted;
-                let (epoch, offset) = (position.epoch, position.offset);
+                // C6: the inline answer is the arrival; a bus that answers inline counts by one.
+                let Position { epoch, offset } = accepted.position;
+                let previous = offset.saturating_sub(1);
                 self.hear(
                     node,
                     Told::Arrival { channel: channel_id, epoch, previous, offset, data: data.into() },
