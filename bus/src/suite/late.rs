@@ -60,7 +60,8 @@ fn overrun<C: Late>(probe: &mut Probe<C>, name: &str, options: &ChannelOptions) 
     for n in 0..probe.cluster.overrun_publications() + 1 {
         let token = probe.send_publish(0, name, options);
         if n % commands_max == commands_max - 1 {
-            assert!(probe.published(0, token).is_ok());
+            let answer = probe.published(0, token);
+            assert!(answer.is_ok(), "{n}: {answer:?}");
         }
     }
     probe.settle("publishing to end", |probe| probe.unanswered() == 0);
