@@ -7,8 +7,10 @@
 --   i<id>    offset (8) time_ms (8)           where an id stands
 --   j<offset> time_ms (8) id                  the ids (ids_floor, top] by age
 --
--- KEYS: one per operation. ARGV: the publish command, then each operation's letter and arguments.
--- Answers one array per operation; what fails alone fails as {'X', message}.
+-- KEYS: one per operation. ARGV: the publish command, then each operation's letter and arguments. Publications on one
+-- channel that follow each other are one operation: one look at the channel, one write, one message to subscribers.
+-- Answers one value per operation; what fails alone fails as {'X', message, publications in it}.
+-- A later release adds fields; it does not change what these mean.
 -- Epochs and replication ids are never numbers here: a number has 53 bits.
 
 local CHUNK = 500          -- fields of one command: Lua's stack is bounded
@@ -44,9 +46,16 @@ local function state(s)
   return replid .. s.epoch .. numbers .. s.lineage
 end
 
-local function tell(s, key, channel, flags, previous, envelope)
-  local head = pack('>BBI2', 1, flags, #key) .. key .. s.epoch .. pack('>I8I8B', previous, s.top, #s.lineage / 16)
-  call(publish_command, channel, head .. s.lineage .. envelope)
+-- Tells of the publications (previous, top]; of none: of the position.
+local function tell(s, key, channel, flags, previous, envelopes)
+  local parts = {
+    pack('>BBI2', 1, flags, #key), key, s.epoch, pack('>I8I8B', previous, s.top, #s.lineage / 16), s.lineage,
+  }
+  for i = 1, #envelopes do
+    parts[#parts + 1] = pack('>I4', #envelopes[i])
+    parts[#parts + 1] = envelopes[i]
+  end
+  call(publish_command, channel, table.concat(parts))
 end
 
 local function drop(key, first, last)
@@ -76,16 +85,8 @@ local function expire(s, key, ttl)
   s.dirty = true
 end
 
--- A position without an epoch is never given: creates or renews, and marks what is to be told.
--- Gives what is stored under `field` too.
-local function touch(key, nonce, ttl, keep, field)
-  local m, found
-  if field then
-    local stored = call('HMGET', key, 'm', field)
-    m, found = stored[1], stored[2]
-  else
-    m = call('HGET', key, 'm')
-  end
+-- A position without an epoch is never given: creates or renews what is stored, `m`, and marks what is to be told.
+local function touch(key, m, nonce, ttl, keep)
   local s
   if m then
     s = load(m)
@@ -108,7 +109,7 @@ local function touch(key, nonce, ttl, keep, field)
     drop(key, s.gone + 1, s.floor)
     s.gone, s.dirty = s.floor, true
   end
-  return s, found
+  return s
 end
 
 -- Stores the state if it changed; `s.m` is what is stored then.
@@ -126,14 +127,15 @@ end
 
 local function say_word(s, key, channel, flags)
   if s.word then
-    tell(s, key, channel, flags, s.top, '')
+    tell(s, key, channel, flags, s.top, {})
     s.word = false
   end
 end
 
--- Ids older than the window, or too many, are let go; a batch at a time.
-local function forget_ids(s, key, window, most)
-  local first, last = s.ids + 1, math.min(s.top, s.ids + IDS_BATCH)
+-- Ids older than the window, or too many, are let go; a batch at a time. `stored` is the last offset that has its id.
+local function forget_ids(s, key, window, most, stored)
+  local first, last = s.ids + 1, math.min(stored, s.ids + IDS_BATCH)
+  if first > last then return end
   local oldest = call('HGET', key, 'j' .. string.format('%.0f', first))
   if oldest and (unpack_from('>I8', oldest)) + window > now and s.top - first < most then return end
   local fields = {}
@@ -155,55 +157,73 @@ local function forget_ids(s, key, window, most)
 end
 
 local operations = {}
-local arguments = { P = 9, E = 4, R = 7, C = 4, K = 2 }
+local arguments = { P = 8, E = 4, R = 7, C = 4, K = 2 } -- then each publication's: the last of these is their count
+local each = { P = 2, E = 1 }
 
--- A publication on a positioned channel.
+-- Publications on a positioned channel. Answers P, their count, for each of them whether its id was seen before and its
+-- offset, and the state.
 function operations.P(key)
   local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
-  local size, window, most, id, envelope = tonumber(arg()), tonumber(arg()), tonumber(arg()), arg(), arg()
-  local s, seen = touch(key, nonce, ttl, keep, 'i' .. id)
-  if seen then
-    local offset, time = unpack_from('>I8I8', seen)
-    if time + window > now then
-      save(s, key)
-      say_word(s, key, channel, 0)
-      return { 'P', s.m, string.format('%.0f', offset), 1 }
-    end
-  end
+  local size, window, most, count = tonumber(arg()), tonumber(arg()), tonumber(arg()), tonumber(arg())
+  local wanted = { 'm' }
+  for i = 1, count do wanted[i + 1] = 'i' .. ARGV[at + 2 * i - 1] end
+  local stored = call('HMGET', key, unpack(wanted))
+  local s = touch(key, stored[1], nonce, ttl, keep)
   if s.word then
     save(s, key)
     say_word(s, key, channel, 0)
   end
-  local previous = s.top
-  local time = math.max(now, s.last)
-  local offset = string.format('%.0f', previous + 1)
+  local previous, time = s.top, math.max(now, s.last)
   local stamp = pack('>I8', time)
-  if s.floor == s.top then s.oldest = time end
-  s.top, s.last = previous + 1, time
-  s.floor, s.dirty = math.max(s.floor, s.top - size), true
-  if s.top % IDS_EVERY == 0 then forget_ids(s, key, window, most) end
-  save(s, key, offset, stamp .. envelope, 'i' .. id, pack('>I8', s.top) .. stamp, 'j' .. offset, stamp .. id)
-  tell(s, key, channel, 0, previous, envelope)
-  return { 'P', s.m, offset, 0 }
+  local places, changes, envelopes, new = {}, {}, {}, {}
+  for i = 1, count do
+    local id, envelope = arg(), arg()
+    local seen, offset = new[id] or stored[i + 1], nil
+    if seen then
+      local stands, since = unpack_from('>I8I8', seen)
+      if since + window > now then offset = stands end
+    end
+    places[i] = pack('>BI8', offset and 1 or 0, offset or s.top + 1)
+    if not offset then
+      s.top = s.top + 1
+      local field, entry, n = string.format('%.0f', s.top), pack('>I8', s.top) .. stamp, #changes
+      new[id] = entry
+      changes[n + 1], changes[n + 2] = field, stamp .. envelope
+      changes[n + 3], changes[n + 4] = 'i' .. id, entry
+      changes[n + 5], changes[n + 6] = 'j' .. field, stamp .. id
+      envelopes[#envelopes + 1] = envelope
+    end
+  end
+  if s.top > previous then
+    if s.floor == previous then s.oldest = time end
+    s.last, s.floor, s.dirty = time, math.max(s.floor, s.top - size), true
+    if math.floor(s.top / IDS_EVERY) > math.floor(previous / IDS_EVERY) then
+      forget_ids(s, key, window, most, previous)
+    end
+  end
+  save(s, key, unpack(changes))
+  if s.top > previous then tell(s, key, channel, 0, previous, envelopes) end
+  return pack('>BI4', 80, count) .. table.concat(places) .. s.m
 end
 
--- A publication on an ephemeral channel: a counter under the same rule.
+-- Publications on an ephemeral channel: a counter under the same rule. Answers E, their count and the state.
 function operations.E(key)
-  local channel, nonce, keep, envelope = arg(), arg(), tonumber(arg()), arg()
-  local s = touch(key, nonce, 0, keep)
-  local previous = s.top
-  local top = previous + 1
+  local channel, nonce, keep, count = arg(), arg(), tonumber(arg()), tonumber(arg())
+  local s = touch(key, call('HGET', key, 'm'), nonce, 0, keep)
+  local previous, envelopes = s.top, {}
+  for i = 1, count do envelopes[i] = arg() end
+  local top = previous + count
   s.top, s.floor, s.ids, s.gone, s.last, s.dirty = top, top, top, top, now, true
   save(s, key)
-  tell(s, key, channel, 1, previous, envelope)
-  return { 'E', s.m }
+  tell(s, key, channel, 1, previous, envelopes)
+  return pack('>BI4', 69, count) .. s.m
 end
 
 -- A read of history and position: since ('' for none), limit, reverse (1 or 0).
 function operations.R(key)
   local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
   local since, limit, reverse = tonumber(arg()), tonumber(arg()), arg() == '1'
-  local s = touch(key, nonce, ttl, keep)
+  local s = touch(key, call('HGET', key, 'm'), nonce, ttl, keep)
   save(s, key)
   say_word(s, key, channel, 0)
   local from, to, step
@@ -236,7 +256,7 @@ end
 -- Removes the history; the position stays.
 function operations.C(key)
   local channel, nonce, ttl, keep = arg(), arg(), tonumber(arg()), tonumber(arg())
-  local s = touch(key, nonce, ttl, keep)
+  local s = touch(key, call('HGET', key, 'm'), nonce, ttl, keep)
   local gone = s.gone
   if gone < s.top then s.floor, s.gone, s.dirty = s.top, s.top, true end
   save(s, key)
@@ -260,12 +280,13 @@ end
 local answers = {}
 for i = 1, #KEYS do
   local letter, first = arg(), at
-  local count = arguments[letter]
+  local last = first + arguments[letter]
+  local count = each[letter] and tonumber(ARGV[last]) or 1
   local done, answer = pcall(operations[letter], KEYS[i])
   if not done then
-    answer = { 'X', type(answer) == 'table' and answer.err or tostring(answer) }
+    answer = { 'X', type(answer) == 'table' and answer.err or tostring(answer), count }
   end
-  at = first + count
+  at = last + count * (each[letter] or 0)
   answers[i] = answer
 end
 return answers

@@ -9,8 +9,7 @@
 //! Invariants: no request is routed to a session that is not up; every `Lost` is followed by a `Back` as soon as the
 //! domain's slots have a session, or are others'.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +17,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::{BackendEnds, Domain, Reply, Request};
 use crate::redis::context::{Backoff, Context, Publication, RETRY_MAX};
-use crate::redis::names::hash_slot;
 use crate::redis::session::{self, Job, Post, Word};
 use crate::redis::topology::{Master, Topology};
 use crate::redis::wire::Dialer;
@@ -61,12 +59,7 @@ pub(super) struct Router {
     places: Vec<Place>,
     words: mpsc::UnboundedSender<Word>,
     reachable: bool,
-    /// Channels' slots, so that names are hashed once. Bounded by [`SLOTS_MAX`].
-    slots: RefCell<HashMap<std::sync::Arc<str>, u16>>,
 }
-
-/// Slots remembered; above it they are forgotten together.
-const SLOTS_MAX: usize = 100_000;
 
 /// Serves until the hub is gone.
 pub(super) async fn run(
@@ -76,8 +69,7 @@ pub(super) async fn run(
     mut seen: mpsc::UnboundedReceiver<Topology>,
 ) {
     let (words, mut said) = mpsc::unbounded_channel();
-    let mut router =
-        Router { context, dialer, places: Vec::new(), words, reachable: false, slots: RefCell::default() };
+    let mut router = Router { context, dialer, places: Vec::new(), words, reachable: false };
     let mut retries = tokio::time::interval(RETRY_EVERY);
     retries.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -109,19 +101,6 @@ fn name_of(job: &Job) -> &std::sync::Arc<str> {
 }
 
 impl Router {
-    fn slot(&self, name: &std::sync::Arc<str>) -> u16 {
-        let mut slots = self.slots.borrow_mut();
-        if let Some(slot) = slots.get(name) {
-            return *slot;
-        }
-        if slots.len() >= SLOTS_MAX {
-            slots.clear();
-        }
-        let slot = hash_slot(&self.context.script.names.key(name));
-        slots.insert(name.clone(), slot);
-        slot
-    }
-
     /// The session that is up for a slot.
     fn live(&self, slot: u16) -> Option<&Live> {
         let owns = |place: &&Place| place.master.as_ref().is_some_and(|master| master.owns(slot));
@@ -129,7 +108,8 @@ impl Router {
     }
 
     async fn route(&self, job: Job) {
-        let slot = if self.context.options.is_cluster() { self.slot(name_of(&job)) } else { 0 };
+        let slot =
+            if self.context.options.is_cluster() { self.context.script.place(name_of(&job)).slot } else { 0 };
         let refused = match self.live(slot) {
             None => Some(job),
             Some(live) => live.jobs.send(job).err().map(|unsent| unsent.0),
@@ -146,7 +126,7 @@ impl Router {
             let Publication { asked, target, .. } = &publication;
             if asked.elapsed() >= RETRY_MAX {
                 self.context.answer(&publication, Err(PublishError::Unknown)).await;
-            } else if self.live(self.slot(&target.name)).is_some() {
+            } else if self.live(self.context.script.place(&target.name).slot).is_some() {
                 self.route(Job::Again(publication)).await;
             } else {
                 self.context.orphans.borrow_mut().push(publication);

@@ -3,8 +3,13 @@
 //! Owns: the layouts that `bus.lua` writes. Must not know: connections, what answers mean for a channel.
 //! Invariant: nothing that a server says panics; what is not of the script is `None`.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
 use bytes::Bytes;
-use redis::Value;
+use redis::{Cmd, Value};
 
 use crate::backend::{OwnedId, Target};
 use crate::epoch::Epoch;
@@ -22,39 +27,127 @@ const COUNTER_KEEP_MS: u64 = 24 * 3600 * 1000;
 /// Longest time in the script's arithmetic, in milliseconds: some 4,000 years.
 const TIME_MS_MAX: u64 = 1 << 47;
 
+/// Operations of one call.
+pub(super) const BATCH_MAX: usize = 64;
+
+/// Channels whose places are remembered; above it they are forgotten together.
+const PLACES_MAX: usize = 100_000;
+
+/// About what an operation takes beside its key and what is published.
+const OPERATION_BYTES: usize = 64;
+
+/// Bytes of a publication's place in an answer.
+const PLACE_BYTES: usize = 9;
+
 /// Bytes of a key's state before its lineage.
 const STATE_BYTES: usize = 104;
 
 /// Bytes of one branch.
 const BRANCH_BYTES: usize = 16;
 
+/// Key and pub/sub channel of a channel, and the hash slot of both.
+#[derive(Debug)]
+pub(super) struct Place {
+    key: String,
+    unit: String,
+    /// The hash slot that they are of.
+    pub(super) slot: u16,
+}
+
+/// What is done with a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Deed {
+    /// Of a positioned channel: times and size of its history, id and envelope.
+    Publish {
+        times: Times,
+        size: u32,
+        id: Bytes,
+        envelope: Bytes,
+    },
+    /// Of an ephemeral one.
+    Count {
+        envelope: Bytes,
+    },
+    Read {
+        times: Times,
+        since: Option<u64>,
+        limit: u32,
+        reverse: bool,
+    },
+    Clear {
+        times: Times,
+    },
+    Canary {
+        payload: Bytes,
+    },
+}
+
+/// How long history and position are kept, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    history: u64,
+    keep: u64,
+}
+
+impl Times {
+    fn of(target: &Target) -> Times {
+        let (history, meta) = (target.options.history_ttl_ms, target.options.meta_ttl_ms);
+        Times { history: history.min(TIME_MS_MAX), keep: meta.max(history).clamp(1, TIME_MS_MAX) }
+    }
+}
+
 /// One operation of a call.
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
-    key: String,
-    letter: u8,
-    arguments: Vec<Bytes>,
+    place: Rc<Place>,
+    nonce: u64,
+    deed: Deed,
 }
 
 impl Operation {
     /// The hash slot that it is of.
     pub(super) fn slot(&self) -> u16 {
-        hash_slot(&self.key)
+        self.place.slot
+    }
+
+    /// Its channel's key.
+    pub(super) fn key(&self) -> &str {
+        &self.place.key
     }
 
     /// About how many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
-        self.key.len() + self.arguments.iter().map(|argument| argument.len() + 8).sum::<usize>()
+        let bytes = match &self.deed {
+            Deed::Publish { id, envelope, .. } => id.len() + envelope.len(),
+            Deed::Count { envelope } => envelope.len(),
+            Deed::Canary { payload } => payload.len(),
+            Deed::Read { .. } | Deed::Clear { .. } => 0,
+        };
+        self.place.key.len() + bytes + OPERATION_BYTES
+    }
+
+    /// Whether the script may do both as one: publications on one channel under the same options.
+    fn goes_with(&self, next: &Operation) -> bool {
+        let alike = match (&self.deed, &next.deed) {
+            (Deed::Publish { times, size, .. }, Deed::Publish { times: others, size: other, .. }) => {
+                times == others && size == other
+            }
+            (Deed::Count { .. }, Deed::Count { .. }) => true,
+            _ => false,
+        };
+        alike && self.place.key == next.place.key
     }
 }
 
 /// Builds operations.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Script {
     pub(super) names: Names,
     publish_command: &'static str,
     ids_window_ms: u64,
     ids_max: u32,
+    /// Of channels used lately, so that names are made and hashed once. Bounded by [`PLACES_MAX`].
+    places: RefCell<HashMap<Arc<str>, Rc<Place>>>,
 }
 
 impl Script {
@@ -64,81 +157,108 @@ impl Script {
             publish_command: if options.is_cluster() { "SPUBLISH" } else { "PUBLISH" },
             ids_window_ms: u64::try_from(options.ids_window.as_millis()).unwrap_or(TIME_MS_MAX),
             ids_max: options.ids_max,
+            places: RefCell::default(),
         }
     }
 
-    fn operation(&self, letter: u8, target: &Target, nonce: Epoch, rest: Vec<Bytes>) -> Operation {
-        let mut arguments = vec![self.names.unit(&target.name).into(), nonce_bytes(nonce.get())];
-        arguments.extend(rest);
-        Operation { key: self.names.key(&target.name), letter, arguments }
+    /// Where a channel lives.
+    pub(super) fn place(&self, name: &Arc<str>) -> Rc<Place> {
+        let mut places = self.places.borrow_mut();
+        if let Some(place) = places.get(name) {
+            return place.clone();
+        }
+        if places.len() >= PLACES_MAX {
+            places.clear();
+        }
+        let (key, unit) = (self.names.key(name), self.names.unit(name));
+        let place = Rc::new(Place { slot: hash_slot(&key), key, unit });
+        places.insert(name.clone(), place.clone());
+        place
+    }
+
+    fn operation(&self, target: &Target, nonce: Epoch, deed: Deed) -> Operation {
+        Operation { place: self.place(&target.name), nonce: nonce.get(), deed }
     }
 
     /// A publication. `nonce` is the attempt's own (L4).
     pub(super) fn publish(&self, target: &Target, id: &OwnedId, envelope: Bytes, nonce: Epoch) -> Operation {
-        let options = &target.options;
-        if !options.is_positioned() {
-            return self.operation(b'E', target, nonce, vec![number(COUNTER_KEEP_MS), envelope]);
-        }
-        let (ttl, keep) = times(target);
-        let (size, window) = (number(u64::from(options.history_size)), number(self.ids_window_ms));
-        let most = number(u64::from(self.ids_max));
-        self.operation(b'P', target, nonce, vec![ttl, keep, size, window, most, id_bytes(id), envelope])
+        let deed = if target.options.is_positioned() {
+            let (times, size) = (Times::of(target), target.options.history_size);
+            Deed::Publish { times, size, id: id_bytes(id), envelope }
+        } else {
+            Deed::Count { envelope }
+        };
+        self.operation(target, nonce, deed)
     }
 
     /// A read of position and history.
     pub(super) fn read(&self, target: &Target, query: &HistoryQuery, nonce: Epoch) -> Operation {
-        let (ttl, keep) = times(target);
-        let since = query.since.map_or_else(Bytes::new, |since| number(since.offset.min(TIME_MS_MAX)));
-        let limit = number(u64::from(query.limit));
-        let reverse = Bytes::from_static(if query.reverse { b"1" } else { b"0" });
-        self.operation(b'R', target, nonce, vec![ttl, keep, since, limit, reverse])
+        let since = query.since.map(|since| since.offset.min(TIME_MS_MAX));
+        let (limit, reverse) = (query.limit, query.reverse);
+        self.operation(target, nonce, Deed::Read { times: Times::of(target), since, limit, reverse })
     }
 
     /// Removes the history.
     pub(super) fn clear(&self, target: &Target, nonce: Epoch) -> Operation {
-        let (ttl, keep) = times(target);
-        self.operation(b'C', target, nonce, vec![ttl, keep])
+        self.operation(target, nonce, Deed::Clear { times: Times::of(target) })
     }
 
     /// The canary. `nonce` names the data if it is new.
     pub(super) fn canary(&self, key: &str, nonce: u64, payload: Bytes) -> Operation {
-        Operation { key: key.to_owned(), letter: b'K', arguments: vec![nonce_bytes(nonce), payload] }
+        let place = Place { key: key.to_owned(), unit: key.to_owned(), slot: hash_slot(key) };
+        Operation { place: Rc::new(place), nonce, deed: Deed::Canary { payload } }
     }
 
-    /// The command that runs operations, which are all of one hash slot in a cluster.
-    pub(super) fn call(&self, sha: &str, operations: &[Operation]) -> redis::Cmd {
+    /// The command that runs operations, which are all of one hash slot in a cluster, in their order.
+    pub(super) fn call(&self, sha: &str, operations: &[Operation]) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(sha).arg(operations.len());
-        for operation in operations {
-            command.arg(&operation.key);
+        let groups = || operations.chunk_by(Operation::goes_with);
+        command.arg(sha).arg(groups().count());
+        for group in groups() {
+            command.arg(group[0].key());
         }
         command.arg(self.publish_command);
-        for operation in operations {
-            command.arg(&[operation.letter][..]);
-            for argument in &operation.arguments {
-                command.arg(&argument[..]);
-            }
+        for group in groups() {
+            self.write(&mut command, group);
         }
         command
     }
-}
 
-fn times(target: &Target) -> (Bytes, Bytes) {
-    let (ttl, meta) = (target.options.history_ttl_ms, target.options.meta_ttl_ms);
-    (number(ttl.min(TIME_MS_MAX)), number(keep_ms(ttl, meta)))
-}
-
-/// How long a key is kept after its last use.
-fn keep_ms(ttl: u64, meta: u64) -> u64 {
-    meta.max(ttl).clamp(1, TIME_MS_MAX)
-}
-
-fn number(number: u64) -> Bytes {
-    number.to_string().into()
-}
-
-fn nonce_bytes(nonce: u64) -> Bytes {
-    Bytes::copy_from_slice(&nonce.to_be_bytes())
+    /// The letter and arguments of operations that go together.
+    fn write(&self, command: &mut Cmd, group: &[Operation]) {
+        let Operation { place, nonce, deed } = &group[0];
+        let (unit, nonce) = (&*place.unit, nonce.to_be_bytes());
+        match *deed {
+            Deed::Publish { times, size, .. } => {
+                command.arg("P").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
+                command.arg(size).arg(self.ids_window_ms).arg(self.ids_max).arg(group.len());
+            }
+            Deed::Count { .. } => {
+                command.arg("E").arg(unit).arg(&nonce).arg(COUNTER_KEEP_MS).arg(group.len());
+            }
+            Deed::Read { times, since, limit, reverse } => {
+                command.arg("R").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
+                match since {
+                    Some(since) => command.arg(since),
+                    None => command.arg(""),
+                };
+                command.arg(limit).arg(u8::from(reverse));
+            }
+            Deed::Clear { times } => {
+                command.arg("C").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
+            }
+            Deed::Canary { ref payload } => {
+                command.arg("K").arg(&nonce).arg(&payload[..]);
+            }
+        }
+        for operation in group {
+            match &operation.deed {
+                Deed::Publish { id, envelope, .. } => command.arg(&id[..]).arg(&envelope[..]),
+                Deed::Count { envelope } => command.arg(&envelope[..]),
+                _ => command,
+            };
+        }
+    }
 }
 
 fn id_bytes(id: &OwnedId) -> Bytes {
@@ -185,40 +305,75 @@ pub(super) enum Answer {
     Failed(String),
 }
 
-/// The answers of a call; `None` if this is no answer of the script.
+/// The answers of a call, one for each of its operations; `None` if this is no answer of the script.
 pub(super) fn answers(value: Value) -> Option<Vec<Answer>> {
     let Value::Array(items) = value else { return None };
-    items.into_iter().map(answer).collect()
+    let mut answers = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            Value::BulkString(bytes) => published(&bytes, &mut answers)?,
+            Value::Array(items) => answer(items, &mut answers)?,
+            _ => return None,
+        }
+    }
+    Some(answers)
 }
 
-fn answer(value: Value) -> Option<Answer> {
-    let Value::Array(items) = value else { return None };
+/// Publications on one channel.
+fn published(bytes: &[u8], answers: &mut Vec<Answer>) -> Option<()> {
+    let (letter, rest) = bytes.split_first()?;
+    let (count, rest) = rest.split_at_checked(4)?;
+    let count = u32::from_be_bytes(count.try_into().ok()?) as usize;
+    if count > BATCH_MAX {
+        return None;
+    }
+    match letter {
+        b'P' => {
+            let (places, rest) = rest.split_at_checked(count * PLACE_BYTES)?;
+            let (key, _) = state(rest)?;
+            for place in places.chunks_exact(PLACE_BYTES) {
+                let (offset, repeated) = (u64_at(place, 1)?, place[0] == 1);
+                answers.push(Answer::Published { key, offset, repeated });
+            }
+        }
+        b'E' => {
+            let (key, _) = state(rest)?;
+            answers.extend(std::iter::repeat_n(Answer::Counted { key }, count));
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn answer(items: Vec<Value>, answers: &mut Vec<Answer>) -> Option<()> {
     let mut items = items.into_iter();
     let letter = bytes_of(items.next()?)?;
-    match letter.first()? {
-        b'P' => {
-            let (key, _) = state(&bytes_of(items.next()?)?)?;
-            let offset = std::str::from_utf8(&bytes_of(items.next()?)?).ok()?.parse().ok()?;
-            Some(Answer::Published { key, offset, repeated: items.next()? == Value::Int(1) })
-        }
-        b'E' => Some(Answer::Counted { key: state(&bytes_of(items.next()?)?)?.0 }),
+    let answer = match letter.first()? {
         b'R' => {
             let (key, floor) = state(&bytes_of(items.next()?)?)?;
             let more = items.next()? == Value::Int(1);
             let Value::Array(fields) = items.next()? else { return None };
-            Some(Answer::Page { key, floor, more, entries: entries(fields)? })
+            Answer::Page { key, floor, more, entries: entries(fields)? }
         }
-        b'C' => Some(Answer::Cleared { key: state(&bytes_of(items.next()?)?)?.0 }),
+        b'C' => Answer::Cleared { key: state(&bytes_of(items.next()?)?)?.0 },
         b'K' => {
             let replid = bytes_of(items.next()?)?;
             let data = bytes_of(items.next()?)?.try_into().ok()?;
             let life = Life { replid: replication_id(&replid)?, data: u64::from_be_bytes(data) };
             let Value::Int(replicas) = items.next()? else { return None };
-            Some(Answer::Canary(life, usize::try_from(replicas).ok()?))
+            Answer::Canary(life, usize::try_from(replicas).ok()?)
         }
-        b'X' => Some(Answer::Failed(String::from_utf8_lossy(&bytes_of(items.next()?)?).into_owned())),
-        _ => None,
-    }
+        b'X' => {
+            let message = String::from_utf8_lossy(&bytes_of(items.next()?)?).into_owned();
+            let Value::Int(count) = items.next()? else { return None };
+            let count = usize::try_from(count).ok().filter(|count| *count <= BATCH_MAX)?;
+            answers.extend(std::iter::repeat_n(Answer::Failed(message), count));
+            return Some(());
+        }
+        _ => return None,
+    };
+    answers.push(answer);
+    Some(())
 }
 
 fn entries(fields: Vec<Value>) -> Option<Vec<(u64, Vec<u8>)>> {
@@ -267,7 +422,7 @@ fn lineage(bytes: &[u8]) -> Option<Lineage> {
 /// What comes over a subscription.
 #[derive(Clone, Debug)]
 pub(super) enum Heard<'a> {
-    /// A publication, or word of a position where `envelope` is empty.
+    /// The publications (previous, offset]; word of a position where there are none.
     Message {
         key: &'a [u8],
         ephemeral: bool,
@@ -275,7 +430,7 @@ pub(super) enum Heard<'a> {
         lineage: Lineage,
         previous: u64,
         offset: u64,
-        envelope: &'a [u8],
+        envelopes: Vec<&'a [u8]>,
     },
     /// A canary, of whichever node.
     Canary { life: Life, payload: &'a [u8] },
@@ -296,7 +451,16 @@ pub(super) fn heard(bytes: &[u8]) -> Option<Heard<'_>> {
     let (key, rest) = rest.get(2..)?.split_at_checked(length)?;
     let (epoch, previous, offset) = (u64_at(rest, 0)?, u64_at(rest, 8)?, u64_at(rest, 16)?);
     let branches = usize::from(*rest.get(24)?);
-    let (branches, envelope) = rest.get(25..)?.split_at_checked(branches * BRANCH_BYTES)?;
+    let (branches, mut rest) = rest.get(25..)?.split_at_checked(branches * BRANCH_BYTES)?;
+    let mut envelopes = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let (envelope, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        envelopes.push(envelope);
+        rest = after;
+    }
+    if !rest.is_empty() || offset.checked_sub(previous) != Some(envelopes.len() as u64) {
+        return None;
+    }
     Some(Heard::Message {
         key,
         ephemeral: flags & 1 != 0,
@@ -304,7 +468,7 @@ pub(super) fn heard(bytes: &[u8]) -> Option<Heard<'_>> {
         lineage: lineage(branches)?,
         previous,
         offset,
-        envelope,
+        envelopes,
     })
 }
 
@@ -325,22 +489,25 @@ mod tests {
     fn a_message_is_read() {
         let mut bytes = vec![1, 1, 0, 3];
         bytes.extend(b"key");
-        for number in [7u64, 4, 5] {
+        for number in [7u64, 4, 6] {
             bytes.extend(number.to_be_bytes());
         }
         bytes.push(1);
         bytes.extend(6u64.to_be_bytes());
         bytes.extend(4u64.to_be_bytes());
-        bytes.extend(b"envelope");
-        let Some(Heard::Message { key, ephemeral, epoch, lineage, previous, offset, envelope }) =
+        for envelope in [&b"one"[..], b"other"] {
+            bytes.extend((envelope.len() as u32).to_be_bytes());
+            bytes.extend(envelope);
+        }
+        let Some(Heard::Message { key, ephemeral, epoch, lineage, previous, offset, envelopes }) =
             heard(&bytes)
         else {
             panic!("a message")
         };
         assert_eq!((key, ephemeral, epoch), (&b"key"[..], true, Epoch::new(7)));
-        assert_eq!((previous, offset, envelope), (4, 5, &b"envelope"[..]));
+        assert_eq!((previous, offset, envelopes), (4, 6, vec![&b"one"[..], b"other"]));
         assert_eq!(lineage.left_at(Epoch::new(6)), Some(4));
-        for length in 0..bytes.len() - 8 {
+        for length in 0..bytes.len() {
             assert!(heard(&bytes[..length]).is_none(), "{length}");
         }
     }

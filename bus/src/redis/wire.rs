@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use redis::{Cmd, Value, ValueCodec};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -30,6 +29,9 @@ pub(super) const DIAL_MAX: Duration = Duration::from_millis(1_000);
 
 /// Bytes that wait to be written; above it a server that does not read is given up.
 pub(super) const OUTGOING_BYTES_MAX: usize = 64 << 20;
+
+/// Room that stays when all is written.
+const OUTGOING_BYTES_KEPT: usize = 256 << 10;
 
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
@@ -58,7 +60,7 @@ type AnyStream = Box<dyn Stream>;
 
 #[derive(Default)]
 struct Outgoing {
-    bytes: RefCell<BytesMut>,
+    bytes: RefCell<Vec<u8>>,
     wake: Notify,
     failed: Cell<bool>,
 }
@@ -151,7 +153,7 @@ impl Connection {
         if bytes.len() > OUTGOING_BYTES_MAX || self.outgoing.failed.get() {
             return false;
         }
-        bytes.extend_from_slice(&command.get_packed_command());
+        command.write_packed_command(&mut bytes);
         self.outgoing.wake.notify_one();
         true
     }
@@ -192,8 +194,11 @@ impl Connection {
 }
 
 async fn write_all(mut write: WriteHalf<AnyStream>, outgoing: Rc<Outgoing>) {
+    let mut bytes = Vec::new();
     loop {
-        let bytes = outgoing.bytes.borrow_mut().split();
+        bytes.clear();
+        bytes.shrink_to(OUTGOING_BYTES_KEPT);
+        std::mem::swap(&mut *outgoing.bytes.borrow_mut(), &mut bytes);
         if bytes.is_empty() {
             outgoing.wake.notified().await;
             continue;

@@ -7,23 +7,20 @@
 //! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`], while fewer than [`CALLS_IN_FLIGHT_HARD_MAX`]
 //! are unanswered.
 //!
-//! Invariant: operations of a group are sent in the order in which they were queued.
+//! Invariant: operations of a channel are sent in the order in which they were queued.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Ending, Flight, Session, Work};
 use crate::redis::options::Durability;
-use crate::redis::script::Operation;
+use crate::redis::script::{BATCH_MAX, Operation};
 
 /// Calls of one group without an answer while more are sent at once.
 pub(super) const CALLS_IN_FLIGHT_MAX: usize = 2;
 
 /// The same where they have waited their time, or fill a call. The canary waits behind them all.
 pub(super) const CALLS_IN_FLIGHT_HARD_MAX: usize = 8;
-
-/// Operations of one call.
-pub(super) const BATCH_MAX: usize = 64;
 
 /// Bytes of one call, if it is more than one operation.
 pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
@@ -69,17 +66,15 @@ impl Session {
         if group.waiting.is_empty() || group.in_flight >= room {
             return Ok(false);
         }
-        let (mut works, mut operations, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while works.len() < BATCH_MAX
-            && let Some((work, operation)) = group.waiting.pop_front()
-        {
-            bytes += operation.bytes();
-            works.push(work);
-            operations.push(operation);
-            if bytes >= BATCH_BYTES_MAX {
-                break;
-            }
+        let (mut count, mut bytes) = (0, 0);
+        while count < BATCH_MAX.min(group.waiting.len()) && bytes < BATCH_BYTES_MAX {
+            bytes += group.waiting[count].1.bytes();
+            count += 1;
         }
+        let mut batch: Vec<(Work, Operation)> = group.waiting.drain(..count).collect();
+        // Channels have no order between them; those of one go together.
+        batch.sort_by(|(_, one), (_, other)| one.key().cmp(other.key()));
+        let (works, operations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         group.since = (!group.waiting.is_empty()).then_some(now);
         group.in_flight += 1;
         let durable = match self.context.options.durability {

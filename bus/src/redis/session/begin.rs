@@ -11,14 +11,12 @@ use std::time::{Duration, Instant};
 
 use redis::{PushKind, Value};
 
-use super::batch::BATCH_MAX;
 use super::{CANARY, Ears, Ending, Post, Session};
 use crate::epoch::Position;
 use crate::lineage::KeptAck;
 use crate::redis::canary;
 use crate::redis::context::{Context, Kept};
-use crate::redis::names::hash_slot;
-use crate::redis::script::{Answer, Heard, LUA, Life, Operation, answers, heard};
+use crate::redis::script::{Answer, BATCH_MAX, Heard, LUA, Life, Operation, answers, heard};
 use crate::redis::topology::text;
 use crate::redis::wire::Connection;
 use crate::types::HistoryQuery;
@@ -131,7 +129,7 @@ async fn call(
 /// Judges the kept acks of the channels that live here now, and publishes again what is lost.
 async fn mend(session: &mut Session, post: &Post) -> Result<(), Ending> {
     let context = &post.context;
-    let here = |name: &Arc<str>| post.master.owns(hash_slot(&context.script.names.key(name)));
+    let here = |name: &Arc<str>| post.master.owns(context.script.place(name).slot);
     let names: Vec<Arc<str>> = context.kept.borrow().keys().filter(|name| here(name)).cloned().collect();
     for name in names {
         let mut kept = context.kept.borrow().get(&name).cloned().unwrap_or_default();

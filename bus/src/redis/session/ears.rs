@@ -208,63 +208,68 @@ impl Session {
         match heard(&bytes) {
             None => tracing::warn!("a message that is none of ours"),
             Some(Heard::Canary { life, payload }) => return self.canary_heard(life, payload).await,
-            Some(Heard::Message { key, ephemeral, epoch, lineage, previous, offset, envelope }) => {
+            Some(Heard::Message { key, ephemeral, epoch, lineage, previous, offset, envelopes }) => {
                 let Some(name) = self.ears.names.name_of(key) else { return Ok(()) };
-                let Some((name, open)) = self.ears.open.get_key_value(name) else { return Ok(()) };
+                let Some((name, _)) = self.ears.open.get_key_value(name) else { return Ok(()) };
                 let name = name.clone();
-                let place = open.place;
-                let record = match open_envelope(&bytes, envelope) {
-                    Some(record) => record,
-                    None => {
-                        self.context.tell(Reply::Doubt { name }).await;
-                        return Ok(());
+                let at = |offset| Place { position: Position::new(epoch, offset), lineage };
+                if envelopes.is_empty() {
+                    self.arrived(&name, ephemeral, at(offset), offset, Bytes::new()).await;
+                }
+                for (envelope, offset) in envelopes.into_iter().zip(previous + 1..) {
+                    match open_envelope(&bytes, envelope) {
+                        Some(record) => {
+                            self.arrived(&name, ephemeral, at(offset), offset - 1, record).await;
+                        }
+                        None => self.context.tell(Reply::Doubt { name: name.clone() }).await,
                     }
-                };
-                let here = Place { position: Position::new(epoch, offset), lineage };
-                if ephemeral {
-                    return self.ephemeral(name, place, here, previous, record).await;
                 }
-                let follows = place.is_some_and(|place| {
-                    let ours = place.position;
-                    lineage.left_at(ours.epoch).is_some() || (epoch == ours.epoch && offset > ours.offset)
-                });
-                if follows {
-                    self.ears.stand(&name, here);
-                }
-                let message = Message { epoch, lineage, previous, offset, record };
-                self.context.tell(Reply::Message { name, message }).await;
             }
         }
         Ok(())
     }
 
+    /// A publication, or word of a position where the record is empty.
+    async fn arrived(&mut self, name: &Arc<str>, ephemeral: bool, here: Place, previous: u64, record: Bytes) {
+        let ours = self.ears.open.get(name).and_then(|open| open.place);
+        if ephemeral {
+            return self.counted_up(name, ours, here, previous, record).await;
+        }
+        let Place { position: Position { epoch, offset }, lineage } = here;
+        let follows = ours.is_some_and(|Place { position: ours, .. }| {
+            lineage.left_at(ours.epoch).is_some() || (epoch == ours.epoch && offset > ours.offset)
+        });
+        if follows {
+            self.ears.stand(name, here);
+        }
+        let message = Message { epoch, lineage, previous, offset, record };
+        self.context.tell(Reply::Message { name: name.clone(), message }).await;
+    }
+
     /// A message of an ephemeral channel, by its counter.
-    async fn ephemeral(
+    async fn counted_up(
         &mut self,
-        name: Arc<str>,
+        name: &Arc<str>,
         ours: Option<Place>,
         here: Place,
         previous: u64,
         record: Bytes,
-    ) -> Result<(), Ending> {
+    ) {
         let fits = match ours.map(|place| place.position) {
             None => true,
-            Some(ours) if ours.epoch == here.position.epoch && here.position.offset <= ours.offset => {
-                return Ok(());
-            }
+            Some(ours) if ours.epoch == here.position.epoch && here.position.offset <= ours.offset => return,
             Some(ours) if ours.epoch == here.position.epoch => previous == ours.offset,
             Some(ours) => here.lineage.left_at(ours.epoch) == Some(ours.offset) && previous == ours.offset,
         };
-        self.ears.stand(&name, here);
+        self.ears.stand(name, here);
         if !fits {
             self.context.tell(Reply::Doubt { name: name.clone() }).await;
         }
         if !record.is_empty() {
             let none = (Epoch::NONE, Lineage::EMPTY);
             let message = Message { epoch: none.0, lineage: none.1, previous: 0, offset: 0, record };
-            self.context.tell(Reply::Message { name, message }).await;
+            self.context.tell(Reply::Message { name: name.clone(), message }).await;
         }
-        Ok(())
     }
 
     async fn canary_heard(&mut self, life: Life, payload: &[u8]) -> Result<(), Ending> {
@@ -284,7 +289,7 @@ impl Session {
                 match place {
                     None => self.ears.stand(&name, here),
                     Some(place) if place.position.epoch != epoch => (),
-                    Some(_) => self.ephemeral(name, place, here, top, Bytes::new()).await?,
+                    Some(_) => self.counted_up(&name, place, here, top, Bytes::new()).await,
                 }
                 continue;
             }
@@ -295,12 +300,9 @@ impl Session {
     }
 }
 
-/// The record of an envelope inside a message's bytes, without a copy where it is not compressed; empty for mere
-/// word of a position. `None`: it is not read here.
+/// The record of an envelope inside a message's bytes, without a copy where it is not compressed. `None`: it is not
+/// read here.
 fn open_envelope(bytes: &Bytes, envelope: &[u8]) -> Option<Bytes> {
-    if envelope.is_empty() {
-        return Some(Bytes::new());
-    }
     match envelope::decode(envelope) {
         Ok(read) => Some(match read.record {
             std::borrow::Cow::Borrowed(record) => bytes.slice_ref(record),
