@@ -230,6 +230,23 @@ pub enum Reply {
     Reachable(bool),
 }
 
+/// What a broker's configuration gives up of the contract, or that it cannot be asked: something that an operator
+/// should know before a node relies on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// What is given up, and where. Shows no secret.
+    pub what: String,
+    /// What mends it.
+    pub mend: String,
+}
+
+impl Warning {
+    /// A warning.
+    pub fn new(what: impl Into<String>, mend: impl Into<String>) -> Warning {
+        Warning { what: what.into(), mend: mend.into() }
+    }
+}
+
 /// Appends a publication's record to a page with its real offset, whatever offset it was stored under. `false`:
 /// these bytes are no record, nothing was appended.
 pub fn append_record(page: &mut Vec<u8>, offset: u64, record: &[u8]) -> bool {

@@ -10,7 +10,7 @@ use kafka::{Kafka, NODES, PASSWORD, USER};
 use live::proxy::Proxies;
 use live::{Broker, Live, Start};
 use ringmain_bus::ChannelOptions;
-use ringmain_bus::kafka::{KafkaOptions, TopicError, check, run};
+use ringmain_bus::kafka::{KafkaOptions, TopicError, ensure, run};
 use ringmain_bus::suite::Probe;
 
 fn shared() -> Live<Kafka> {
@@ -65,7 +65,7 @@ fn a_node_logs_in() {
 fn a_wrong_password_is_refused_and_not_told() {
     let options = WithLogin(Kafka::shared()).options("wrong-password");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let refused = runtime.block_on(check(&options)).expect_err("the password is wrong");
+    let refused = runtime.block_on(ensure(&options)).expect_err("the password is wrong");
     assert!(matches!(refused, TopicError::Unreachable(_)), "{refused}");
     let told = format!("{refused} {refused:?} {options:?}");
     assert!(!told.contains("wrong-password"), "{told}");
@@ -107,7 +107,7 @@ mod encrypted {
         let url = format!("kafkas://{}/tls?partitions=2&small=true", brokers.join(","));
         let options = KafkaOptions::from_url(&url, |_| None).expect("a Kafka URL");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let refused = runtime.block_on(check(&options)).expect_err("nobody vouches for it");
+        let refused = runtime.block_on(ensure(&options)).expect_err("nobody vouches for it");
         assert!(matches!(refused, TopicError::Unreachable(_)), "{refused}");
     }
 }

@@ -14,7 +14,7 @@ use kafka::{NODES, Servers};
 use live::proxy::Proxies;
 use live::{Broker, Live, Start};
 use ringmain_bus::ChannelOptions;
-use ringmain_bus::kafka::{KafkaOptions, TopicError, check, run};
+use ringmain_bus::kafka::{KafkaOptions, TopicError, check, ensure, run};
 use ringmain_bus::suite::{Cluster, Probe};
 
 const BROKERS: usize = 3;
@@ -131,22 +131,26 @@ fn what_cannot_keep_the_contract_is_refused() {
     let brokers = Brokers::new("checked");
     let options = brokers.options();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let check = |options: &KafkaOptions| {
+    let ensured = |options: &KafkaOptions| {
         let ends = Instant::now() + Duration::from_secs(60);
         loop {
-            match runtime.block_on(check(options)) {
+            match runtime.block_on(ensure(options)) {
                 Err(error) if error.is_temporary() && Instant::now() < ends => (),
                 result => return result,
             }
         }
     };
-    assert_eq!(check(&options), Ok(Vec::new()), "made, and nothing is given up");
+    assert_eq!(runtime.block_on(check(&options)), [], "not made yet");
+    assert_eq!(ensured(&options), Ok(Vec::new()), "made, and nothing is given up");
+    assert_eq!(runtime.block_on(check(&options)), []);
     let more = KafkaOptions { partitions: 7, ..options.clone() };
     let (topic, found, wanted) = ("checked".to_owned(), 6, 7);
-    assert_eq!(check(&more), Err(TopicError::Partitions { topic, found, wanted }));
+    assert_eq!(ensured(&more), Err(TopicError::Partitions { topic, found, wanted }));
+    assert_eq!(runtime.block_on(check(&more)).len(), 1);
     kafka::make_topic(&options, "weak", 6, 1);
     let weak = KafkaOptions { topic: "weak".into(), ..options };
-    assert!(matches!(check(&weak), Err(TopicError::Unsafe { .. })), "one copy");
+    assert!(matches!(ensured(&weak), Err(TopicError::Unsafe { .. })), "one copy");
     let small = KafkaOptions { small: true, ..weak };
-    assert_eq!(check(&small).map(|given_up| given_up.len()), Ok(2), "copies, and confirmations");
+    assert_eq!(ensured(&small).map(|given_up| given_up.len()), Ok(2), "copies, and confirmations");
+    assert_eq!(runtime.block_on(check(&small)).len(), 2);
 }

@@ -223,14 +223,14 @@ fn check_says_what_is_given_up() {
     let mut probe = Probe::new(Live::new(nats, 1));
     let name = probe.name("check");
     probe.publish(0, &name, &ROOM);
-    let warnings = runtime.block_on(check(options.clone()));
+    let warnings = runtime.block_on(check(&options));
     assert!(warnings.iter().any(|warning| warning.what.contains("has 1 copies")), "{warnings:?}");
     assert!(warnings.iter().any(|warning| warning.mend.contains("sync_interval")), "{warnings:?}");
     let larger = NatsOptions { history_size_max: options.history_size_max * 2, ..options.clone() };
-    let more = runtime.block_on(check(larger));
+    let more = runtime.block_on(check(&larger));
     assert_eq!(more.len(), warnings.len() + 1, "{more:?}");
     drop(probe);
-    let unreachable = runtime.block_on(check(options));
+    let unreachable = runtime.block_on(check(&options));
     assert!(unreachable[0].what.contains("cannot be used"), "{unreachable:?}");
 }
 

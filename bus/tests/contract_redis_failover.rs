@@ -287,7 +287,7 @@ mod sentinel {
         let local = tokio::task::LocalSet::new();
         let warnings = local.block_on(&runtime, async { check(&shared_trio()).await });
         assert!(
-            warnings.iter().any(|warning| warning.text.contains("min-replicas-to-write")),
+            warnings.iter().any(|warning| warning.mend.contains("min-replicas-to-write")),
             "{warnings:?}"
         );
     }
@@ -467,7 +467,7 @@ mod secured {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let local = tokio::task::LocalSet::new();
         let warnings = local.block_on(&runtime, check(&options));
-        assert!(warnings[0].text.contains("WRONGPASS"), "{warnings:?}");
+        assert!(warnings[0].what.contains("WRONGPASS"), "{warnings:?}");
         options.credentials.password = Some(Secret("secret".to_owned()));
         works(options);
     }

@@ -117,6 +117,21 @@ fn check_shows_values_with_their_origin_and_hides_secrets() {
 }
 
 #[test]
+fn check_asks_the_bus_and_shows_no_secret() {
+    let check = |url: &str, expected: &str| {
+        let args = ["check", "--shards=1", "--limits.connections_per_shard=100", "--bus", url];
+        let report = ok(&mut ringmain(&args));
+        assert!(!report.contains("hunter"), "{report}");
+        let (_, bus) = report.split_once("# Bus").expect("a section on the bus");
+        assert!(bus.contains(expected) && bus.contains("mend: "), "{bus}");
+    };
+    // Nobody listens on port 1.
+    check("redis://:hunter@127.0.0.1:1", "warn    Redis 127.0.0.1:1 cannot be reached");
+    check("nats://user:hunter@127.0.0.1:1", "warn    the NATS server 127.0.0.1:1 cannot be used");
+    check("kafka://user:hunter@127.0.0.1:1", "warn    Kafka does not answer");
+}
+
+#[test]
 fn the_file_and_the_demo_may_come_from_variables() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = write(dir.path(), "[client]\nchannel_limit = 5\n");

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::sync::mpsc::{self, Sender, UnboundedReceiver, UnboundedSender};
 
-use crate::backend::{BackendEnds, Reply, Request};
+use crate::backend::{BackendEnds, Reply, Request, Warning};
 pub use options::KafkaOptions;
 use partition::{Act, Partition, Phase, SendError, Shared, refuse};
 use session::{Delivered, Fetched, Session};
@@ -68,9 +68,14 @@ const CONNECT_MS_MAX: u64 = 1_000;
 /// The same where the operator has to do something.
 const REFUSED_MS: u64 = 5_000;
 
-/// What the topic's configuration gives up; makes the topic if it is missing. Fails where [`run`] would refuse it.
-pub async fn check(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
+/// Makes the topic if it is missing. Gives what its configuration gives up; fails where [`run`] would refuse it.
+pub async fn ensure(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
     topic::ensure(options).await
+}
+
+/// What the topic's configuration gives up, for `ringmain check`. Asks, never makes or changes anything.
+pub async fn check(options: &KafkaOptions) -> Vec<Warning> {
+    topic::check(options).await
 }
 
 /// Runs the backend until the hub is gone. On the control thread, in its `LocalSet`.

@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::options::KafkaOptions;
 use super::session::{common_config, message_bytes_max};
+use crate::backend::Warning;
 
 /// Copies of everything, and how many of them confirm a publish, where the topic is not `small`.
 const REPLICAS: usize = 3;
@@ -59,8 +60,7 @@ fn unreachable(error: &KafkaError) -> TopicError {
 
 /// Makes the topic if it is missing and checks it. Gives what its configuration gives up.
 pub(super) async fn ensure(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
-    let admin = common_config(options).create::<AdminClient<DefaultClientContext>>();
-    let admin = std::sync::Arc::new(admin.map_err(|error| unreachable(&error))?);
+    let admin = admin(options)?;
     let mut found = look(&admin, options).await?;
     if found.partitions == 0 {
         create(&admin, options, found.brokers).await?;
@@ -70,6 +70,55 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<Vec<String>, TopicE
     // Ending a client takes a moment.
     std::thread::spawn(move || drop(admin));
     result
+}
+
+/// Asks the brokers what the topic gives up, and makes nothing.
+pub(super) async fn check(options: &KafkaOptions) -> Vec<Warning> {
+    match weak_points(options).await {
+        Ok(weak) => {
+            let given_up =
+                |weak| Warning::new(format!("Kafka: the topic {} {weak}", options.topic), UNSAFE_MEND);
+            weak.into_iter().map(given_up).collect()
+        }
+        Err(error) => {
+            let mend = match error {
+                TopicError::Unreachable(_) => "start the brokers, or mend their addresses in bus.url",
+                TopicError::Partitions { .. } => {
+                    "name the number that the topic has in bus.url (partitions=), or another topic"
+                }
+                TopicError::Unsafe { .. } => UNSAFE_MEND,
+            };
+            vec![Warning::new(error.to_string(), mend)]
+        }
+    }
+}
+
+/// What mends a topic that can lose what was acknowledged.
+const UNSAFE_MEND: &str = "three brokers, and a topic with 3 copies, min.insync.replicas=2, cleanup.policy=delete and \
+                           unclean.leader.election.enable=false; the first node makes it so where it is missing";
+
+async fn weak_points(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
+    let admin = admin(options)?;
+    let found = look(&admin, options).await?;
+    let result = match found.partitions {
+        0 if found.brokers < REPLICAS && !options.small => Err(too_few(options, found.brokers)),
+        // The first node makes it.
+        0 => Ok(Vec::new()),
+        _ => judge(&admin, options, &found).await,
+    };
+    // Ending a client takes a moment.
+    std::thread::spawn(move || drop(admin));
+    result
+}
+
+fn admin(options: &KafkaOptions) -> Result<Admin, TopicError> {
+    let admin = common_config(options).create::<AdminClient<DefaultClientContext>>();
+    admin.map(Admin::new).map_err(|error| unreachable(&error))
+}
+
+fn too_few(options: &KafkaOptions, brokers: usize) -> TopicError {
+    let why = format!("cannot be made with {REPLICAS} copies by {brokers} brokers");
+    TopicError::Unsafe { topic: options.topic.clone(), why }
 }
 
 type Admin = std::sync::Arc<AdminClient<DefaultClientContext>>;
@@ -104,8 +153,7 @@ async fn look(admin: &Admin, options: &KafkaOptions) -> Result<Found, TopicError
 async fn create(admin: &Admin, options: &KafkaOptions, brokers: usize) -> Result<(), TopicError> {
     let topic = options.topic.clone();
     if brokers < REPLICAS && !options.small {
-        let why = format!("cannot be made with {REPLICAS} copies by {brokers} brokers");
-        return Err(TopicError::Unsafe { topic, why });
+        return Err(too_few(options, brokers));
     }
     let replicas = if options.small { brokers.clamp(1, REPLICAS) } else { REPLICAS };
     let in_sync = if replicas < REPLICAS { 1 } else { REPLICAS_IN_SYNC }.to_string();

@@ -8,24 +8,10 @@ use super::api::{Api, ApiError, Info};
 use super::node::connect_options;
 use super::options::NatsOptions;
 use super::subjects::Subjects;
-
-/// Something that the operator should know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// What is given up.
-    pub what: String,
-    /// What mends it.
-    pub mend: String,
-}
-
-impl Warning {
-    fn new(what: impl Into<String>, mend: impl Into<String>) -> Warning {
-        Warning { what: what.into(), mend: mend.into() }
-    }
-}
+use crate::backend::Warning;
 
 /// Asks each server and each stream.
-pub async fn check(options: NatsOptions) -> Vec<Warning> {
+pub async fn check(options: &NatsOptions) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut reached = None;
     for (host, port) in &options.servers {
@@ -34,7 +20,7 @@ pub async fn check(options: NatsOptions) -> Vec<Warning> {
             None => (host.clone(), *port),
         };
         let scheme = if options.tls { "tls" } else { "nats" };
-        let connected = match connect_options(&options, Arc::default()).await {
+        let connected = match connect_options(options, Arc::default()).await {
             Ok(connect) => {
                 connect.connect(format!("{scheme}://{dialled}:{at}")).await.map_err(|error| error.to_string())
             }
@@ -49,11 +35,11 @@ pub async fn check(options: NatsOptions) -> Vec<Warning> {
         }
     }
     let Some(client) = reached else { return warnings };
-    let subjects = Subjects::new(&options);
+    let subjects = Subjects::new(options);
     for stream in 0..subjects.streams() {
         let name = subjects.stream_name(stream);
         match Api::new(client.clone(), name.clone()).info().await {
-            Ok(info) => warnings.extend(of_stream(&name, &info, &options)),
+            Ok(info) => warnings.extend(of_stream(&name, &info, options)),
             // The first node makes it.
             Err(ApiError::NotFound) => (),
             Err(error) => warnings.push(Warning::new(

@@ -57,6 +57,6 @@ mod streams;
 mod subjects;
 mod wire;
 
-pub use check::{Warning, check};
+pub use check::check;
 pub use node::run;
 pub use options::{Login, NatsOptions, UrlError};

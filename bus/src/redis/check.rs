@@ -7,18 +7,10 @@ use std::rc::Rc;
 
 use redis::Value;
 
+use crate::backend::Warning;
 use crate::redis::options::{Deployment, Durability, RedisOptions};
 use crate::redis::topology::field;
-use crate::redis::wire::{Connection, Dialer};
-
-/// Something that an operator should know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// Of which server, or of all.
-    pub server: String,
-    /// What is given up, and what mends it.
-    pub text: String,
-}
+use crate::redis::wire::{Connection, Dialer, WireError};
 
 /// Asks every server or Sentinel that the options name. What cannot be reached or asked is a warning too.
 pub async fn check(options: &RedisOptions) -> Vec<Warning> {
@@ -26,21 +18,26 @@ pub async fn check(options: &RedisOptions) -> Vec<Warning> {
     let options = Rc::new(options.clone());
     let dialer = match Dialer::new(options.clone()) {
         Ok(dialer) => dialer,
-        Err(error) => return vec![Warning { server: "all".to_owned(), text: error.to_string() }],
+        Err(error) => {
+            return vec![Warning::new(format!("Redis: {error}"), "see the files that bus.url names")];
+        }
     };
     let mut servers = options.servers.clone();
     if let Deployment::Sentinel { master } = &options.deployment {
         servers = behind_sentinels(&options, &dialer, master, &mut warnings).await;
     }
-    for address in servers {
-        let server = format!("{}:{}", address.0, address.1);
-        let mut warn = |text: &str| warnings.push(Warning { server: server.clone(), text: text.to_owned() });
-        match dialer.server(&address).await {
-            Err(error) => warn(&format!("cannot be reached: {error}")),
-            Ok(mut connection) => ask(&options, &mut connection, &mut warn).await,
+    for (host, port) in servers {
+        let server = format!("Redis {host}:{port}");
+        match dialer.server(&(host, port)).await {
+            Err(error) => warnings.push(unreachable(&server, &error)),
+            Ok(mut connection) => ask(&options, &mut connection, &server, &mut warnings).await,
         }
     }
     warnings
+}
+
+fn unreachable(server: &str, error: &WireError) -> Warning {
+    Warning::new(format!("{server} cannot be reached: {error}"), "start it, or mend its address in bus.url")
 }
 
 async fn behind_sentinels(
@@ -51,17 +48,19 @@ async fn behind_sentinels(
 ) -> Vec<(String, u16)> {
     let mut masters = Vec::new();
     for address in &options.servers {
-        let server = format!("{}:{}", address.0, address.1);
-        let mut warn = |text: String| warnings.push(Warning { server: server.clone(), text });
+        let server = format!("Sentinel {}:{}", address.0, address.1);
         let mut sentinel = match dialer.sentinel(address).await {
             Ok(sentinel) => sentinel,
             Err(error) => {
-                warn(format!("cannot be reached: {error}"));
+                warnings.push(unreachable(&server, &error));
                 continue;
             }
         };
         match sentinel.ask(redis::cmd("SENTINEL").arg("MASTER").arg(master)).await {
-            Err(error) => warn(format!("does not name {master}: {error}")),
+            Err(error) => warnings.push(Warning::new(
+                format!("{server} does not know {master}: {error}"),
+                "mend the master's name in bus.url, or let this Sentinel monitor it",
+            )),
             Ok(named) => {
                 let port = field(&named, "port").and_then(|port| port.parse().ok());
                 if let (Some(host), Some(port)) = (field(&named, "ip"), port)
@@ -80,33 +79,37 @@ async fn setting(connection: &mut Connection, name: &str) -> Option<String> {
     field(&value, name)
 }
 
-async fn ask(options: &RedisOptions, connection: &mut Connection, warn: &mut impl FnMut(&str)) {
+async fn ask(options: &RedisOptions, connection: &mut Connection, server: &str, warnings: &mut Vec<Warning>) {
+    let mut warn = |what: &str, mend: &str| warnings.push(Warning::new(format!("{server}: {what}"), mend));
     if setting(connection, "maxmemory").await.is_none() {
-        return warn("does not answer CONFIG GET: nothing else could be checked");
+        return warn("CONFIG GET is not answered, so nothing could be checked", "allow this user CONFIG|GET");
     }
     let policy = setting(connection, "maxmemory-policy").await.unwrap_or_default();
     if policy.starts_with("allkeys") || policy.starts_with("volatile") {
         warn(
-            "maxmemory-policy may evict channels: their positions are lost and clients are told. \
-             `CONFIG SET maxmemory-policy noeviction` refuses publishes instead",
+            "channels may be evicted: their positions are lost and clients are told",
+            "CONFIG SET maxmemory-policy noeviction, which refuses publishes instead",
         );
     }
     let at_least = setting(connection, "min-replicas-to-write").await.unwrap_or_default();
     let is_fenced = at_least != "0" && !at_least.is_empty();
     if matches!(options.deployment, Deployment::Sentinel { .. }) && !is_fenced {
         warn(
-            "min-replicas-to-write is 0: a master that was cut off goes on taking publications that are lost when it \
-             returns. `CONFIG SET min-replicas-to-write 1`",
+            "a master that is cut off goes on taking publications that are lost when it returns",
+            "CONFIG SET min-replicas-to-write 1",
         );
     }
     if options.durability == Durability::Master && options.deployment != Deployment::Single {
         warn(
-            "durability is the master's alone: a publication is lost, and told, if its master and the node that \
-             published it die together. `durability = \"replica\"` waits for a replica",
+            "a publication is lost, and told, if this master and the node that published it die together",
+            "bus.durability = \"replica\", which waits for a replica",
         );
     }
     let shards = setting(connection, "cluster-allow-pubsubshard-when-down").await;
     if options.deployment == Deployment::Cluster && shards.as_deref() == Some("no") {
-        warn("cluster-allow-pubsubshard-when-down is no: subscriptions end while any slot has no owner");
+        warn(
+            "subscriptions end while any slot has no owner",
+            "CONFIG SET cluster-allow-pubsubshard-when-down yes",
+        );
     }
 }

@@ -37,7 +37,7 @@ mod wire;
 
 use std::rc::Rc;
 
-pub use check::{Warning, check};
+pub use check::check;
 pub use options::{Credentials, Deployment, Durability, RedisOptions, Secret, Tls, UrlError};
 
 use crate::backend::BackendEnds;

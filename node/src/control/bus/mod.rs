@@ -4,8 +4,9 @@
 //! the ports' and the hub's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use ringmain_bus::backend::{BackendEnds, Interest, ends};
+use ringmain_bus::backend::{BackendEnds, Interest, Warning, ends};
 use ringmain_bus::hub::{self, Hub, HubOptions};
 use ringmain_bus::kafka::KafkaOptions;
 use ringmain_bus::link::{End, LinkOptions, Port, Wake, link};
@@ -19,6 +20,9 @@ use super::config::{BusConfig, BusUrl};
 use super::state::NodeState;
 use crate::core::config::CoreConfig;
 use crate::io::Waker;
+
+/// How long a broker may take to say what its configuration gives up.
+const CHECK_MAX: Duration = Duration::from_secs(15);
 
 /// A broker and how it is used.
 #[derive(Clone, Debug)]
@@ -49,6 +53,31 @@ impl Backend {
                 .map_err(|error| error.to_string()),
         };
         backend.map(Some)
+    }
+
+    /// Asks the broker what its configuration gives up, within [`CHECK_MAX`]. Changes nothing there.
+    pub fn check(&self) -> Vec<Warning> {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                return vec![Warning::new(format!("the broker cannot be asked: {error}"), "try again")];
+            }
+        };
+        let asked = async {
+            match self {
+                Self::Redis(options) => ringmain_bus::redis::check(options).await,
+                Self::Nats(options) => ringmain_bus::nats::check(options).await,
+                Self::Kafka(options) => ringmain_bus::kafka::check(options).await,
+            }
+        };
+        let limited = async { tokio::time::timeout(CHECK_MAX, asked).await };
+        let warnings = tokio::task::LocalSet::new().block_on(&runtime, limited);
+        // What a client left to finish may take its time elsewhere.
+        runtime.shutdown_background();
+        warnings.unwrap_or_else(|_| {
+            let what = format!("the broker does not answer within {} s", CHECK_MAX.as_secs());
+            vec![Warning::new(what, "start it, or mend its address in bus.url")]
+        })
     }
 
     /// The broker's client. Runs as long as the node.

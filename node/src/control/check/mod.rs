@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ringmain_bus::backend::Warning;
 use ringmain_proto::time::Now;
 use thiserror::Error;
 
@@ -189,16 +190,20 @@ pub(super) fn mib(bytes: u64) -> String {
 /// Runs `ringmain check`.
 pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
     let plan = Plan::new(resolved, &Facts::read());
-    say(&report(&plan));
+    let bus = plan.backend.as_ref().map(Backend::check);
+    say(&report(&plan, bus.as_deref()));
     Ok(if plan.refusal().is_some() { ExitCode::from(EXIT_REFUSED) } else { ExitCode::SUCCESS })
 }
 
-/// The whole report as text.
-pub fn report(plan: &Plan) -> String {
+/// The whole report as text. `bus` is what the broker gives up, if there is one.
+pub fn report(plan: &Plan, bus: Option<&[Warning]>) -> String {
     let mut out = String::from("# Configuration\n\n");
     out.push_str(&document::listing(&plan.resolved));
     write_memory(plan, &mut out);
     write_findings(plan, &mut out);
+    if let Some(warnings) = bus {
+        write_bus(warnings, &mut out);
+    }
     match plan.refusal() {
         None => out.push_str("\nringmain serve would start.\n"),
         Some(error) => {
@@ -223,19 +228,33 @@ fn write_memory(plan: &Plan, out: &mut String) {
 
 fn write_findings(plan: &Plan, out: &mut String) {
     out.push_str("# Kernel and limits\n\n");
-    for finding in &plan.findings {
-        let label = match finding.severity {
-            Severity::Fine => "fine  ",
-            Severity::Warn => "warn  ",
-            Severity::Refuse => "refuse",
-        };
-        let _ = writeln!(out, "{label}  {}", finding.what);
-        if !finding.mend.is_empty() {
-            let _ = writeln!(out, "        mend: {}", finding.mend);
-        }
+    for Finding { severity, what, mend } in &plan.findings {
+        write_finding(*severity, what, mend, out);
     }
     for warning in relations::warnings(&plan.resolved).iter().chain(&plan.changed) {
         let _ = writeln!(out, "note    {warning}");
+    }
+}
+
+fn write_finding(severity: Severity, what: &str, mend: &str, out: &mut String) {
+    let label = match severity {
+        Severity::Fine => "fine  ",
+        Severity::Warn => "warn  ",
+        Severity::Refuse => "refuse",
+    };
+    let _ = writeln!(out, "{label}  {what}");
+    if !mend.is_empty() {
+        let _ = writeln!(out, "        mend: {mend}");
+    }
+}
+
+fn write_bus(warnings: &[Warning], out: &mut String) {
+    out.push_str("\n# Bus\n\n");
+    if warnings.is_empty() {
+        write_finding(Severity::Fine, "the broker answers and gives up nothing of the contract", "", out);
+    }
+    for Warning { what, mend } in warnings {
+        write_finding(Severity::Warn, what, mend, out);
     }
 }
 
@@ -309,7 +328,8 @@ pub(crate) mod tests {
     #[test]
     fn the_report_shows_everything_and_no_secret() {
         let flags = ["admin.api_key=hunter2", "token.hmac_secret=hunter3"];
-        let report = report(&plan(&flags, &Facts { somaxconn: Some(128), ..facts() }));
+        let bus = [Warning::new("the broker forgets", "remind it")];
+        let report = report(&plan(&flags, &Facts { somaxconn: Some(128), ..facts() }), Some(&bus));
         assert!(!report.contains("hunter"), "{report}");
         for part in [
             "api_key = \"***\"",
@@ -320,6 +340,8 @@ pub(crate) mod tests {
             "warn    net.core.somaxconn = 128",
             "mend: sysctl -w net.core.somaxconn=4096",
             "note    admin.api_key is shorter than 32 bytes",
+            "warn    the broker forgets",
+            "mend: remind it",
             "ringmain serve would start.",
         ] {
             assert!(report.contains(part), "{part} in\n{report}");
