@@ -350,6 +350,61 @@ fn a_burst_arrives_whole() {
     });
 }
 
+/// P6: an id is known again within its window, also among those it was sent with; after its time, or when too many came
+/// behind it, it names another publication, and takes no room.
+#[test]
+fn ids_are_known_for_their_time_and_let_go() {
+    const WINDOW: Duration = Duration::from_secs(3);
+    const IDS_MAX: u32 = 100;
+    let server = Server::start(Kind::Redis, servers::ports(1)[0], &[]);
+    let options = RedisOptions::from_url(&format!("redis://127.0.0.1:{}", server.port), |_| None).unwrap();
+    let options = RedisOptions { ids_window: WINDOW, ids_max: IDS_MAX, ..options };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let (HubEnds { requests, mut replies }, backend) = ends();
+        tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
+        while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
+        let mut record = Vec::new();
+        ringmain_proto::message::Publication { data: b"x", ..Default::default() }.write_record(&mut record);
+        let record = bytes::Bytes::from(record);
+        let mut calls = 0;
+        // Sends them in one turn; gives where each stands, and whether it did before.
+        let mut publish = async |ids: Vec<OwnedId>| {
+            let first = calls;
+            for id in ids {
+                let target = Target { name: "ids".into(), options: ROOM };
+                let (call, record) = (Call(calls), record.clone());
+                requests.send(Request::Publish { call, target, id, record }).unwrap();
+                calls += 1;
+            }
+            let mut answers = std::collections::BTreeMap::new();
+            while answers.len() as u64 != calls - first {
+                if let Reply::Published { call, result } = replies.recv().await.expect("it runs") {
+                    let accepted = result.expect("it can be reached");
+                    answers.insert(call, (accepted.position.offset, accepted.repeated));
+                }
+            }
+            answers.into_values().collect::<Vec<_>>()
+        };
+        let key = |key: &str| OwnedId::Key(key.into());
+        assert_eq!(publish(vec![key("a")]).await, [(1, false)]);
+        let together = publish(vec![key("b"), key("a"), key("b"), key("c")]).await;
+        assert_eq!(together, [(2, false), (1, true), (2, true), (3, false)]);
+        tokio::time::sleep(WINDOW).await;
+        assert_eq!(publish(vec![key("c"), key("a"), key("c")]).await, [(4, false), (5, false), (4, true)]);
+        assert_eq!(publish(vec![key("a")]).await, [(5, true)]);
+        let many = |from: u64| (from..from + 500).map(|sequence| OwnedId::Node(1, sequence)).collect();
+        let last = publish(many(0)).await[499];
+        assert_eq!(last, (505, false));
+        assert_eq!(publish(vec![key("a"), key("a")]).await, [(506, false), (506, true)]);
+        assert_eq!(publish(many(1_000)).await[499], (1_006, false));
+    });
+    let redis::Value::Int(fields) = server.ask("HLEN rm.c:{ids}") else { panic!("no number") };
+    // The state; history and what is removed together; each id with where it stands, and those let go together.
+    let most = 1 + i64::from(ROOM.history_size) + 2 * 128 + 2 * (i64::from(IDS_MAX) + 256);
+    assert!((100..most).contains(&fields), "{fields} fields, {most} at most");
+}
+
 /// P12: a position is kept while its channel is open, however short its time, and goes when it is not.
 #[test]
 fn an_open_channel_keeps_its_position() {

@@ -3,9 +3,11 @@
 -- Per channel one HASH, so that position, lineage, history and ids live and die together:
 --   m        replid (40) epoch (8), 7 numbers of 8 bytes, big endian: top floor last_ms oldest_ms ids_floor expires_ms
 --            gone; lineage (16 each)
---   <offset> time_ms (8) envelope             history: the offsets (floor, top]; what is in (gone, floor] is not read
---   i<id>    offset (8) time_ms (8)           where an id stands
---   j<offset> time_ms (8) id                  the ids (ids_floor, top] by age
+--   o<offset> time_ms (8) envelope            history: the offsets (floor, top]; what is in (gone, floor] is not read
+--   i<id>     offset (8) time_ms (8)          where an id stands
+--   j<offset> time_ms (8) length (2) id ...   the ids from this offset on that were stored together; those of the offsets
+--                                             (ids_floor, top] are kept
+-- Offsets in names are 8 bytes: numbers as text are slow here, and this script is what limits the server.
 --
 -- KEYS: one per operation. ARGV: the publish command, then each operation's letter and arguments. Publications on one
 -- channel that follow each other are one operation: one look at the channel, one write, one message to subscribers.
@@ -17,7 +19,7 @@ local CHUNK = 500          -- fields of one command: Lua's stack is bounded
 local LINEAGE_BYTES = 128  -- the last 8
 local GONE_MAX = 64        -- entries below the floor are removed together
 local IDS_EVERY = 64       -- publications between two looks at old ids
-local IDS_BATCH = 256      -- ids let go in one look
+local IDS_BATCH = 256      -- ids let go in one look, about
 local PAGE_BYTES = 4194304 -- a page is cut here
 
 local call, pack, unpack_from, sub = redis.call, struct.pack, struct.unpack, string.sub
@@ -58,17 +60,21 @@ local function tell(s, key, channel, flags, previous, envelopes)
   call(publish_command, channel, table.concat(parts))
 end
 
+local function entry_at(offset)
+  return 'o' .. pack('>I8', offset)
+end
+
 local function drop(key, first, last)
   while first <= last do
     local fields = {}
-    for offset = first, math.min(last, first + CHUNK - 1) do fields[#fields + 1] = string.format('%.0f', offset) end
+    for offset = first, math.min(last, first + CHUNK - 1) do fields[#fields + 1] = entry_at(offset) end
     call('HDEL', key, unpack(fields))
     first = first + CHUNK
   end
 end
 
 local function time_of(key, offset)
-  local entry = call('HGET', key, string.format('%.0f', offset))
+  local entry = call('HGET', key, entry_at(offset))
   return entry and (unpack_from('>I8', entry)) or 0
 end
 
@@ -132,26 +138,30 @@ local function say_word(s, key, channel, flags)
   end
 end
 
--- Ids older than the window, or too many, are let go; a batch at a time. `stored` is the last offset that has its id.
-local function forget_ids(s, key, window, most, stored)
-  local first, last = s.ids + 1, math.min(stored, s.ids + IDS_BATCH)
-  if first > last then return end
-  local oldest = call('HGET', key, 'j' .. string.format('%.0f', first))
-  if oldest and (unpack_from('>I8', oldest)) + window > now and s.top - first < most then return end
-  local fields = {}
-  for offset = first, last do fields[#fields + 1] = 'j' .. string.format('%.0f', offset) end
-  local kept = call('HMGET', key, unpack(fields))
-  local gone = {}
-  for i = 1, #fields do
-    local entry, offset = kept[i], first + i - 1
-    if entry then
-      if (unpack_from('>I8', entry)) + window > now and s.top - offset < most then break end
-      local id = 'i' .. sub(entry, 9)
-      local place = call('HGET', key, id)
-      if place and (unpack_from('>I8', place)) == offset then gone[#gone + 1] = id end
-      gone[#gone + 1] = fields[i]
+-- Ids older than the window, or too many, are let go, those stored together at once; so an id is named by one `j` only.
+-- At least those up to `upto` go. `stored` is the last offset that has its id.
+local function forget_ids(s, key, window, most, stored, upto)
+  local gone, last = {}, s.ids + IDS_BATCH
+  while s.ids < stored and (s.ids < last or s.ids < upto) do
+    local field = 'j' .. pack('>I8', s.ids + 1)
+    local together = call('HGET', key, field)
+    local count = 1
+    if together then
+      if s.ids >= upto and unpack_from('>I8', together) + window > now and s.top - s.ids <= most then break end
+      local here, length = 9, #together
+      count = 0
+      while here < length do
+        local bytes = unpack_from('>I2', together, here)
+        gone[#gone + 1] = 'i' .. sub(together, here + 2, here + 1 + bytes)
+        here, count = here + 2 + bytes, count + 1
+      end
+      gone[#gone + 1] = field
     end
-    s.ids = offset
+    s.ids = s.ids + count
+    if #gone >= CHUNK then
+      call('HDEL', key, unpack(gone))
+      gone = {}
+    end
   end
   if #gone > 0 then call('HDEL', key, unpack(gone)) end
 end
@@ -175,34 +185,40 @@ function operations.P(key)
   end
   local previous, time = s.top, math.max(now, s.last)
   local stamp = pack('>I8', time)
-  local places, changes, envelopes, new = {}, {}, {}, {}
+  local places, changes, envelopes, new, ids = {}, {}, {}, {}, { stamp }
+  local n = 0
   for i = 1, count do
-    local id, envelope = arg(), arg()
-    local seen, offset = new[id] or stored[i + 1], nil
-    if seen then
-      local stands, since = unpack_from('>I8I8', seen)
-      if since + window > now then offset = stands end
+    local id, envelope = ARGV[at + 1], ARGV[at + 2]
+    at = at + 2
+    local seen = new[id] or stored[i + 1]
+    if seen and unpack_from('>I8', seen, 9) + window <= now then
+      forget_ids(s, key, window, most, previous, (unpack_from('>I8', seen)))
+      seen = nil
     end
-    places[i] = pack('>BI8', offset and 1 or 0, offset or s.top + 1)
-    if not offset then
+    if seen then
+      places[i] = '\1' .. sub(seen, 1, 8)
+    else
       s.top = s.top + 1
-      local field, entry, n = string.format('%.0f', s.top), pack('>I8', s.top) .. stamp, #changes
-      new[id] = entry
-      changes[n + 1], changes[n + 2] = field, stamp .. envelope
-      changes[n + 3], changes[n + 4] = 'i' .. id, entry
-      changes[n + 5], changes[n + 6] = 'j' .. field, stamp .. id
-      envelopes[#envelopes + 1] = envelope
+      local offset = pack('>I8', s.top)
+      local place = offset .. stamp
+      new[id], places[i] = place, '\0' .. offset
+      changes[4 * n + 1], changes[4 * n + 2] = 'o' .. offset, stamp .. envelope
+      changes[4 * n + 3], changes[4 * n + 4] = 'i' .. id, place
+      ids[2 * n + 2], ids[2 * n + 3] = pack('>I2', #id), id
+      n = n + 1
+      envelopes[n] = envelope
     end
   end
-  if s.top > previous then
+  if n > 0 then
+    changes[4 * n + 1], changes[4 * n + 2] = 'j' .. pack('>I8', previous + 1), table.concat(ids)
     if s.floor == previous then s.oldest = time end
     s.last, s.floor, s.dirty = time, math.max(s.floor, s.top - size), true
     if math.floor(s.top / IDS_EVERY) > math.floor(previous / IDS_EVERY) then
-      forget_ids(s, key, window, most, previous)
+      forget_ids(s, key, window, most, previous, 0)
     end
   end
   save(s, key, unpack(changes))
-  if s.top > previous then tell(s, key, channel, 0, previous, envelopes) end
+  if n > 0 then tell(s, key, channel, 0, previous, envelopes) end
   return pack('>BI4', 80, count) .. table.concat(places) .. s.m
 end
 
@@ -237,14 +253,14 @@ function operations.R(key)
   local done = 0
   while done < wanted do
     local fields = {}
-    for i = done, math.min(wanted, done + CHUNK) - 1 do fields[#fields + 1] = string.format('%.0f', from + i * step) end
+    for i = done, math.min(wanted, done + CHUNK) - 1 do fields[#fields + 1] = entry_at(from + i * step) end
     local entries = call('HMGET', key, unpack(fields))
     for i = 1, #fields do
       local entry = entries[i]
       if entry then
         bytes = bytes + #entry
         if bytes > PAGE_BYTES and #page > 0 then return { 'R', s.m, 1, page } end
-        page[#page + 1] = fields[i]
+        page[#page + 1] = sub(fields[i], 2)
         page[#page + 1] = sub(entry, 9)
       end
     end

@@ -28,7 +28,7 @@ const COUNTER_KEEP_MS: u64 = 24 * 3600 * 1000;
 const TIME_MS_MAX: u64 = 1 << 47;
 
 /// Operations of one call.
-pub(super) const BATCH_MAX: usize = 64;
+pub(super) const BATCH_MAX: usize = 128;
 
 /// Channels whose places are remembered; above it they are forgotten together.
 const PLACES_MAX: usize = 100_000;
@@ -380,7 +380,7 @@ fn entries(fields: Vec<Value>) -> Option<Vec<(u64, Vec<u8>)>> {
     let mut entries = Vec::with_capacity(fields.len() / 2);
     let mut fields = fields.into_iter();
     while let (Some(offset), Some(envelope)) = (fields.next(), fields.next()) {
-        let offset = std::str::from_utf8(&bytes_of(offset)?).ok()?.parse().ok()?;
+        let offset = u64_at(&bytes_of(offset)?, 0)?;
         entries.push((offset, bytes_of(envelope)?));
     }
     Some(entries)
