@@ -127,6 +127,10 @@ pub trait Bus {
     /// Says that the id will name another channel. Closes the channel, and drops what is kept here for it.
     fn forget(&mut self, channel: ChannelId);
 
+    /// Sends off what was asked since the last time. To be called at the end of a turn, so that another thread is woken
+    /// once for all of it; [`Bus::poll`] does it too. Nothing where there is no other thread.
+    fn flush(&mut self) {}
+
     /// Does what is due and gives what has happened, a bounded number of events per call. Call it at
     /// [`Bus::next_deadline`], and when the backend's inbox has rung.
     fn poll(&mut self, now: Now, sink: &mut dyn FnMut(Event<'_>));

@@ -46,7 +46,7 @@ impl Default for LinkOptions {
     }
 }
 
-/// Rings the other side. Called often: it must be cheap when the other side is awake.
+/// Rings the other side, once a turn.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// From a port to the hub.

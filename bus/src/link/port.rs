@@ -53,6 +53,8 @@ struct Life {
 pub struct Port {
     shared: Arc<Shared>,
     wake_hub: Wake,
+    /// Commands were pushed since the hub was rung.
+    pushed: bool,
     /// With the deadline, for a token may be used again after its answer.
     in_flight: HashMap<Token, (Kind, u64)>,
     /// In the order of sending, which is that of the deadlines. Holds those answered too, until their time.
@@ -74,6 +76,7 @@ impl Port {
         Port {
             shared,
             wake_hub,
+            pushed: false,
             in_flight: HashMap::new(),
             deadlines: VecDeque::new(),
             lives: HashMap::new(),
@@ -98,9 +101,9 @@ impl Port {
         self.push(command);
     }
 
-    fn push(&self, command: Command) {
+    fn push(&mut self, command: Command) {
         self.shared.commands.push(command);
-        (self.wake_hub)();
+        self.pushed = true;
     }
 
     /// The target of a command; an open channel's name is not copied.
@@ -300,7 +303,14 @@ impl Bus for Port {
         self.close(Now { mono_ms: 0, unix_ms: 0 }, channel);
     }
 
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.pushed) {
+            (self.wake_hub)();
+        }
+    }
+
     fn poll(&mut self, now: Now, sink: &mut dyn FnMut(Event<'_>)) {
+        self.flush();
         let (mut arrivals, mut bytes) = (0, 0);
         for _ in 0..EVENTS_PER_POLL_MAX {
             let Some(told) = self.shared.told.pop() else { break };

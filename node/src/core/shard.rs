@@ -416,6 +416,8 @@ impl Engine for Core {
 
     fn take_answers(&mut self, into: &mut Vec<ControlAnswer>) {
         into.append(&mut self.answers);
+        // The last step of a turn.
+        self.bus.flush();
     }
 
     fn metrics(&mut self) -> &mut Values {

@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ringmain_proto::message::Publication;
 
+use crate::contract::Bus;
 use crate::epoch::{Epoch, Position};
 use crate::suite::{Cluster, Faults};
 use crate::types::{
@@ -210,6 +211,14 @@ impl<C: Cluster> Probe<C> {
 
     // Commands
 
+    /// A turn of one command.
+    fn ask<T>(&mut self, node: usize, command: impl FnOnce(&mut dyn Bus) -> T) -> T {
+        let bus = self.cluster.node(node);
+        let answer = command(bus);
+        bus.flush();
+        answer
+    }
+
     /// Sends an open.
     pub fn send_open(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Token {
         let id = self.id(node, name);
@@ -219,7 +228,7 @@ impl<C: Cluster> Probe<C> {
             View { name: name.into(), options: *options, made_by: token, cursor: None, seen: Vec::new() };
         self.nodes[node].views.entry(id).or_insert(view);
         let (now, channel) = (self.cluster.now(), Channel { id, name, options });
-        if let Outcome::Done(result) = self.cluster.node(node).open(now, token, channel) {
+        if let Outcome::Done(result) = self.ask(node, |bus| bus.open(now, token, channel)) {
             self.hear(node, Told::Opened(token, id, result));
         }
         token
@@ -245,7 +254,7 @@ impl<C: Cluster> Probe<C> {
     pub fn close(&mut self, node: usize, name: &str) {
         let (now, id) = (self.cluster.now(), self.id(node, name));
         self.nodes[node].views.remove(&id);
-        self.cluster.node(node).close(now, id);
+        self.ask(node, |bus| bus.close(now, id));
     }
 
     /// Closes a channel, and gives its id to the next new name.
@@ -254,7 +263,7 @@ impl<C: Cluster> Probe<C> {
         self.nodes[node].views.remove(&id);
         self.nodes[node].ids.remove(name);
         self.nodes[node].free.push(id);
-        self.cluster.node(node).forget(id);
+        self.ask(node, |bus| bus.forget(id));
     }
 
     /// Sends a publication under a node's own id.
@@ -284,7 +293,7 @@ impl<C: Cluster> Probe<C> {
         *self.attempts.entry(data.into()).or_default() += 1;
         let (now, channel) = (self.cluster.now(), Channel { id: channel_id, name, options });
         let publication = Publication { data: data.as_bytes(), ..Publication::default() };
-        let outcome = self.cluster.node(node).publish(now, token, channel, id, &publication);
+        let outcome = self.ask(node, |bus| bus.publish(now, token, channel, id, &publication));
         if let Outcome::Done(result) = outcome {
             self.hear(node, Told::Published(token, result));
             if let Ok(accepted) = result.as_ref()
@@ -353,7 +362,7 @@ impl<C: Cluster> Probe<C> {
         let (now, channel) = (self.cluster.now(), Channel { id, name, options });
         let mut page = Vec::new();
         let mut out = |publication: &Publication<'_>| page.push(named(publication));
-        let outcome = self.cluster.node(node).read(now, token, channel, query, &mut out);
+        let outcome = self.ask(node, |bus| bus.read(now, token, channel, query, &mut out));
         match outcome {
             Outcome::Done(result) => self.hear(node, Told::Read(token, result, page)),
             Outcome::Pending => assert!(page.is_empty(), "a late answer passed publications inline"),
@@ -394,7 +403,7 @@ impl<C: Cluster> Probe<C> {
         let id = self.id(node, name);
         let token = self.sent(node, id, name, "");
         let (now, channel) = (self.cluster.now(), Channel { id, name, options });
-        if let Outcome::Done(result) = self.cluster.node(node).clear(now, token, channel) {
+        if let Outcome::Done(result) = self.ask(node, |bus| bus.clear(now, token, channel)) {
             self.hear(node, Told::Cleared(token, result));
         }
         token

@@ -222,6 +222,7 @@ impl Driver {
         for effect in running.cluster.poll(now, &mut *running.bus) {
             self.carry_out(running, effect);
         }
+        running.bus.flush();
         running.queues.flush(|shard, call| self.router.tell(shard, call));
         while let Some(shard) = running.queues.overrun() {
             running.cluster.shard_overrun(now, shard);
