@@ -21,6 +21,7 @@
 //! time and nonces are arguments.
 
 pub mod backend;
+mod backoff;
 pub mod contract;
 pub mod envelope;
 pub mod epoch;

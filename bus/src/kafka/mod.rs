@@ -38,6 +38,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc::{self, Sender, UnboundedReceiver, UnboundedSender};
 
 use crate::backend::{BackendEnds, Reply, Request, Warning};
+use crate::backoff::Backoff;
 pub use options::KafkaOptions;
 use partition::{Act, Partition, Phase, SendError, Shared, refuse};
 use session::{Delivered, Fetched, Session};
@@ -61,12 +62,12 @@ const REBUILD_MS: u64 = 3_000;
 /// With some partition not live for so long, too, in milliseconds: beyond an election of a new leader.
 const REBUILD_PARTIAL_MS: u64 = 15_000;
 
-/// First and longest pause before the brokers are asked again, in milliseconds.
-const CONNECT_MS_MIN: u64 = 50;
-const CONNECT_MS_MAX: u64 = 1_000;
+/// First and longest pause before the brokers are asked again.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// The same where the operator has to do something.
-const REFUSED_MS: u64 = 5_000;
+/// The pause where the operator has to do something.
+const REFUSED: Duration = Duration::from_secs(5);
 
 /// Makes the topic if it is missing. Gives what its configuration gives up; fails where [`run`] would refuse it.
 pub async fn ensure(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
@@ -146,7 +147,7 @@ struct Backend {
     tick_ms: u64,
     /// When the brokers may be asked again.
     connect_ms: u64,
-    failures: u32,
+    backoff: Backoff,
     opened_ms: u64,
     reachable: Option<bool>,
 }
@@ -171,7 +172,7 @@ impl Backend {
             begin: Instant::now(),
             tick_ms: 0,
             connect_ms: 0,
-            failures: 0,
+            backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX),
             opened_ms: 0,
             reachable: None,
         };
@@ -369,15 +370,15 @@ impl Backend {
             Ok(session) => {
                 self.sessions += 1;
                 self.session = Some(session);
-                (self.failures, self.opened_ms) = (0, now_ms);
+                self.backoff.reset();
+                self.opened_ms = now_ms;
             }
             Err(error) => {
-                let pause_ms = match error.is_temporary() {
-                    true => (CONNECT_MS_MIN << self.failures.min(5)).min(CONNECT_MS_MAX),
-                    false => REFUSED_MS,
+                let pause = match error.is_temporary() {
+                    true => self.backoff.next(self.shared.nonces.draw()),
+                    false => REFUSED,
                 };
-                self.failures = self.failures.saturating_add(1);
-                self.connect_ms = now_ms + pause_ms / 2 + self.shared.nonces.below(pause_ms / 2 + 1);
+                self.connect_ms = now_ms + pause.as_millis() as u64;
                 match error.is_temporary() {
                     true => tracing::debug!(%error, "Kafka"),
                     false => tracing::error!(%error, "Kafka topic refused"),

@@ -17,6 +17,7 @@ use super::life::{End, Life};
 use super::options::{Login, NatsOptions};
 use super::subjects::Subjects;
 use crate::backend::{BackendEnds, Domain, Reply, Request};
+use crate::backoff::Backoff;
 use crate::nonce::Nonces;
 use crate::types::{BusError, PublishError};
 
@@ -26,8 +27,9 @@ pub(super) const CORE: Domain = Domain(0);
 /// Longest wait for a connection, in milliseconds.
 const CONNECT_MS_MAX: u64 = 1_000;
 
-/// Pauses between attempts grow from the first to the second, in milliseconds; each is cut short by up to half.
-const BACKOFF_MS: (u64, u64) = (20, 500);
+/// First and longest pause between attempts.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// How often an operator is told that there is no connection.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -94,7 +96,7 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
         options,
     };
     node.tell(Reply::Reachable(false)).await;
-    let mut backoff_ms = BACKOFF_MS.0;
+    let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
     let mut warned: Option<Instant> = None;
     let mut turn = node.nonces.below(node.options.servers.len().max(1) as u64) as usize;
     loop {
@@ -114,13 +116,11 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
                 return;
             }
             node.all_lost().await;
-            if begun.elapsed() > Duration::from_millis(4 * BACKOFF_MS.1) {
-                backoff_ms = BACKOFF_MS.0;
+            if begun.elapsed() > 4 * PAUSE_MAX {
+                backoff.reset();
             }
         }
-        let pause_ms = backoff_ms / 2 + node.nonces.below(backoff_ms / 2 + 1);
-        backoff_ms = (backoff_ms * 2).min(BACKOFF_MS.1);
-        let pause = tokio::time::sleep(Duration::from_millis(pause_ms));
+        let pause = tokio::time::sleep(backoff.next(node.nonces.draw()));
         if refusing(&mut requests, &node.replies, pause).await.is_none() {
             return;
         }

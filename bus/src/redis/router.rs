@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::{BackendEnds, Domain, Reply, Request};
-use crate::redis::context::{Backoff, Context, Publication, RETRY_MAX};
+use crate::backoff::Backoff;
+use crate::redis::context::{Context, Publication, RETRY_MAX};
 use crate::redis::session::{self, Job, Post, Word};
 use crate::redis::topology::{Master, Topology};
 use crate::redis::wire::Dialer;
@@ -24,6 +25,10 @@ use crate::types::PublishError;
 
 /// Time between two looks at publications that wait for another try.
 const RETRY_EVERY: Duration = Duration::from_millis(20);
+
+/// First and longest pause before a master is dialed again.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 struct Live {
     jobs: mpsc::UnboundedSender<Job>,
@@ -230,7 +235,7 @@ impl Router {
                 replicas: Rc::new(Cell::new(master.replicas.unwrap_or(0))),
                 master: Some(master),
                 live: None,
-                backoff: Backoff::new(),
+                backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX),
                 is_lost: false,
                 failure: None,
             };
