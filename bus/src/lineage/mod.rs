@@ -168,7 +168,7 @@ impl KeyState {
     pub fn publish(&mut self, first: Option<Accepted>, step: u64) -> Accepted {
         if let Some(first) = first {
             let position = Position::new(self.epoch, first.position.offset);
-            return Accepted { position, repeated: true, ..first };
+            return Accepted { position, repeated: true };
         }
         self.top += step;
         Accepted { position: self.position(), repeated: false }

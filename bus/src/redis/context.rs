@@ -26,6 +26,9 @@ pub(super) const RETRY_MAX: Duration = Duration::from_millis(2_500);
 /// Acks kept until replicas have confirmed them. Full: further publishes are answered `Unknown`.
 pub(super) const KEPT_MAX: usize = 262_144;
 
+/// How often operators are told that operations fail.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
 /// Bytes of the publications of kept acks. Full: as [`KEPT_MAX`].
 pub(super) const KEPT_BYTES_MAX: usize = 64 << 20;
 
@@ -67,6 +70,8 @@ pub(super) struct Context {
     kept_count: Cell<usize>,
     kept_bytes: Cell<usize>,
     nonces: RefCell<Nonces>,
+    /// When an operation that failed was last told to the operator.
+    warned: Cell<Option<Instant>>,
 }
 
 impl Context {
@@ -84,7 +89,17 @@ impl Context {
             kept_count: Cell::new(0),
             kept_bytes: Cell::new(0),
             nonces: RefCell::new(nonces),
+            warned: Cell::new(None),
         }
+    }
+
+    /// Whether operations that fail are to be told again: a server that refuses refuses all of them.
+    pub(super) fn may_warn(&self) -> bool {
+        let due = self.warned.get().is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if due {
+            self.warned.set(Some(Instant::now()));
+        }
+        due
     }
 
     pub(super) fn nonce(&self) -> u64 {

@@ -114,7 +114,9 @@ impl Session {
             }
             return Ok(());
         }
-        tracing::warn!(message, "Redis failed an operation");
+        if self.context.may_warn() {
+            tracing::warn!(message, "Redis fails operations");
+        }
         match work {
             // Nothing was done; an ephemeral publication may be tried again by the caller.
             Work::Publish(publication)
