@@ -42,5 +42,5 @@ mod pair {
         Live::new(Pair::start(Kind::Redis, |_| ()), 3)
     }
 
-    crate::redis_faults!(cluster());
+    ringmain_bus::contract_suite_faults!(cluster());
 }

@@ -50,5 +50,5 @@ mod faults {
         Live::new(Redises::start(Kind::Redis, |_| ()), 3)
     }
 
-    crate::redis_faults!(cluster());
+    ringmain_bus::contract_suite_faults!(cluster());
 }

@@ -13,7 +13,7 @@ use ringmain_bus::backend::{Call, HubEnds, OwnedId, Reply, Request, Target, ends
 use ringmain_bus::redis::{Credentials, Durability, RedisOptions, Secret, Tls, check};
 use ringmain_bus::suite::{Faults, Probe};
 use ringmain_bus::{ChannelOptions, HistoryQuery, PublishError};
-use servers::{Kind, Pair, ROOM, Redises, Server, Shared, Trio, settle_down, shared_trio};
+use servers::{Kind, Pair, ROOM, Redises, Server, Shared, Trio, shared_trio};
 
 /// All that is kept.
 const ALL: HistoryQuery = HistoryQuery { since: None, limit: 1000, reverse: false };
@@ -69,8 +69,8 @@ fn a_stale_master_that_wakes_names_nothing_twice_and_loses_nothing() {
     probe.settle_arrivals();
     probe.cluster.broker().pause();
     let waiting = (probe.data(1, &name), probe.send_publish(1, &name, &ROOM));
-    settle_down(&mut probe, 0);
-    settle_down(&mut probe, 1);
+    probe.settle_down(0);
+    probe.settle_down(1);
     // Node 0 finds the replica at the address, node 1 the old master.
     probe.cluster.broker().promote_for(&[0]);
     probe.cluster.broker().old_master().resume();
@@ -192,7 +192,7 @@ fn a_cluster_elects_and_all_goes_on() {
         } else {
             cluster.servers[master].kill();
         }
-        settle_down(&mut probe, 0);
+        probe.settle_down(0);
         settle_broker(&mut probe, "elected replica", |cluster| cluster.servers[replica].is_master());
         let elected = Instant::now();
         probe.settle_up();
@@ -221,7 +221,7 @@ fn channels_follow_their_slots() {
     let mut taken = vec![accepted(&mut probe, 0, &name)];
     probe.settle_arrivals();
     probe.cluster.broker().move_slot_of(&format!("rm.c:{{{name}}}"));
-    settle_down(&mut probe, 1);
+    probe.settle_down(1);
     probe.settle_up();
     taken.push(accepted(&mut probe, 0, &name));
     probe.settle_up();
@@ -258,7 +258,7 @@ mod sentinel {
         let old = probe.cluster.broker().master();
         probe.cluster.broker().servers[old].pause();
         let waiting = probe.send_publish(1, &name, &ROOM);
-        settle_down(&mut probe, 0);
+        probe.settle_down(0);
         settle_broker(&mut probe, "promoted replica", |trio| trio.servers[1 - old].is_master());
         probe.cluster.broker().servers[old].resume();
         probe.settle_up();

@@ -26,5 +26,5 @@ mod pair {
         Live::new(Pair::start(Kind::Valkey, |_| ()), 2)
     }
 
-    crate::redis_faults!(cluster());
+    ringmain_bus::contract_suite_faults!(cluster());
 }

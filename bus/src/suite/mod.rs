@@ -89,6 +89,12 @@ pub trait Faults: Late {
     /// The broker is back after [`Faults::kill_broker`] or [`Faults::pause_broker`].
     fn restore_broker(&mut self);
 
+    /// Whether a broker that was killed comes back as another life of its data, as Redis does (a new replication id):
+    /// each is told as another epoch that came from the one before, and positions are good there.
+    fn restart_is_a_new_life(&self) -> bool {
+        false
+    }
+
     /// The broker's data is gone.
     fn wipe(&mut self);
 

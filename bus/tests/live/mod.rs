@@ -59,6 +59,11 @@ pub(crate) trait Broker {
         panic!("no `fail_over` here")
     }
 
+    /// See [`Faults::restart_is_a_new_life`].
+    fn restart_is_a_new_life(&self) -> bool {
+        false
+    }
+
     /// How long its slowest failover takes, with room for a busy machine, in milliseconds.
     fn patience_ms(&self) -> u64 {
         60_000
@@ -324,6 +329,10 @@ impl<B: Broker> Faults for Live<B> {
 
     fn restore_broker(&mut self) {
         self.broker.restore();
+    }
+
+    fn restart_is_a_new_life(&self) -> bool {
+        self.broker.restart_is_a_new_life()
     }
 
     fn wipe(&mut self) {

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Connection, Value};
+use ringmain_bus::ChannelOptions;
 use ringmain_bus::redis::{Deployment, RedisOptions};
-use ringmain_bus::suite::{Answer, Cluster, Faults, Probe, Seen};
-use ringmain_bus::{BusError, ChannelOptions, Health, HistoryQuery, PublishError, Since};
 
 use crate::live::process::{Process, program, start};
 use crate::live::proxy::Proxies;
@@ -350,6 +349,10 @@ impl Broker for Pair {
         backend(options, proxies, move |_, _| local(master.lock().unwrap()[&node]))
     }
 
+    fn restart_is_a_new_life(&self) -> bool {
+        true
+    }
+
     fn kill(&mut self) {
         self.master().kill();
     }
@@ -493,6 +496,10 @@ impl Broker for Redises {
         backend(self.options(), proxies, |host, port| (host.to_owned(), port))
     }
 
+    fn restart_is_a_new_life(&self) -> bool {
+        true
+    }
+
     fn kill(&mut self) {
         self.servers.iter_mut().for_each(Server::kill);
     }
@@ -611,111 +618,6 @@ pub(crate) fn shared_trio() -> RedisOptions {
     TRIO.get_or_init(|| Trio::start(&[], |_| ())).options()
 }
 
-/// The clauses about faults on servers that are killed and started again: such a server is another life (it draws a
-/// new replication id), so what the suite asks of one that comes back is asked here by the lineage: the positions
-/// are told to be of another epoch, and are good there.
-#[macro_export]
-macro_rules! redis_faults {
-    ($cluster:expr) => {
-        ringmain_bus::contract_tests!($cluster;
-            p2_a_hole_is_filled_from_history,
-            p2_a_long_hole_is_filled_from_history,
-            p2_a_lost_tail_is_found_without_a_later_message,
-            p2_a_hole_beyond_history_is_told,
-            p3_a_failover_reuses_no_name,
-            p4_accepted_publications_that_a_failover_took_are_told,
-            p5_a_lost_answer_is_unknown_or_the_publication_stands_once,
-            p5_unknown_published_again_stands_once,
-            p7_opening_during_faults_misses_nothing,
-            p13_wiped_data_is_told_to_quiet_channels,
-            p13_wiped_data_is_told_before_new_arrivals,
-            e3_ephemeral_loss_is_told,
-            e3_a_cut_is_told_to_ephemeral_channels,
-            c1_commands_in_flight_at_a_loss_are_answered,
-            c2_a_dead_broker_is_visible,
-            c2_a_silent_broker_is_visible,
-            c3_a_cut_node_catches_up_by_itself,
-            c3_many_channels_come_back,
-        );
-
-        #[test]
-        fn c2_while_down_everything_fails_as_temporary() {
-            $crate::servers::c2_while_down_everything_fails_as_temporary($cluster);
-        }
-
-        #[test]
-        fn c3_all_is_whole_after_the_broker_is_back() {
-            $crate::servers::c3_all_is_whole_after_the_broker_is_back($cluster);
-        }
-    };
-}
-
 /// History for all that these tests publish.
 pub(crate) const ROOM: ChannelOptions =
     ChannelOptions { history_size: 50, history_ttl_ms: 60_000, meta_ttl_ms: 120_000 };
-
-/// Waits until a node says that the broker is lost.
-pub(crate) fn settle_down<C: Cluster>(probe: &mut Probe<C>, node: usize) {
-    probe.settle("word of the loss", |probe| {
-        matches!(probe.health_events(node).last(), Some((_, Health::Down)))
-    });
-}
-
-/// C2: as the suite has it, but the position is the same place in an epoch that came from its own.
-pub(crate) fn c2_while_down_everything_fails_as_temporary(cluster: impl Faults) {
-    let mut probe = Probe::new(cluster);
-    let (name, last) = (probe.name("c2"), probe.last());
-    let top = probe.publish(0, &name, &ROOM).position;
-    probe.cluster.kill_broker();
-    (0..=last).for_each(|node| settle_down(&mut probe, node));
-    for node in [0, last] {
-        let publish = probe.send_publish(node, &name, &ROOM);
-        let open = probe.send_open(node, &name, &ROOM);
-        let read = probe.send_read(node, &name, &ROOM, &HistoryQuery::TOP);
-        let clear = probe.send_clear(node, &name, &ROOM);
-        let unavailable = BusError::Unavailable;
-        assert_eq!(probe.answered(node, publish), Some(&Answer::Published(Err(PublishError::Unavailable))));
-        assert_eq!(probe.answered(node, open), Some(&Answer::Opened(Err(unavailable))));
-        assert_eq!(probe.answered(node, read), Some(&Answer::Read(Err(unavailable))));
-        assert_eq!(probe.answered(node, clear), Some(&Answer::Cleared(Err(unavailable))));
-    }
-    probe.cluster.restore_broker();
-    probe.settle_up();
-    let since = Since { offset: top.offset, epoch: Some(top.epoch) };
-    let query = HistoryQuery { since: Some(since), limit: 10, reverse: false };
-    let (page, publications) = probe.read(last, &name, &ROOM, &query).expect("it came from that epoch");
-    assert_eq!((page.top.offset, publications.len()), (top.offset, 0), "nothing was added");
-    let made_up = Since { offset: top.offset + 1, ..since };
-    let query = HistoryQuery { since: Some(made_up), ..query };
-    assert_eq!(
-        probe.read(last, &name, &ROOM, &query).map(|(page, _)| page),
-        Err(BusError::UnrecoverableEpoch { current: page.top })
-    );
-}
-
-/// C3: as the suite has it, but every return of a server is told as another epoch, and loses nothing.
-pub(crate) fn c3_all_is_whole_after_the_broker_is_back(cluster: impl Faults) {
-    let mut probe = Probe::new(cluster);
-    let (name, nodes) = (probe.name("c3"), probe.last() + 1);
-    probe.open_all(&name, &ROOM);
-    for round in 0..3 {
-        probe.publish(0, &name, &ROOM);
-        if round == 1 {
-            probe.cluster.pause_broker();
-        } else {
-            probe.cluster.kill_broker();
-        }
-        (0..nodes).for_each(|node| settle_down(&mut probe, node));
-        probe.cluster.restore_broker();
-        probe.settle_up();
-        probe.publish(nodes - 1, &name, &ROOM);
-    }
-    probe.settle_arrivals();
-    for node in 0..nodes {
-        assert_eq!(probe.arrivals(node, &name).len(), 6);
-        let gap = probe.seen(node, &name).iter().any(|seen| matches!(seen, Seen::Gap(_)));
-        assert!(!gap, "nothing was lost");
-        let lives = probe.seen(node, &name).iter().filter(|seen| matches!(seen, Seen::EpochChanged(_)));
-        assert!(lives.count() >= 2, "each life is told");
-    }
-}

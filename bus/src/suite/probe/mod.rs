@@ -170,6 +170,13 @@ impl<C: Cluster> Probe<C> {
         }
     }
 
+    /// Polls until a node says that the broker is lost.
+    pub fn settle_down(&mut self, node: usize) {
+        self.settle("word of the broker's loss", |probe| {
+            probe.health_events(node).last().is_some_and(|(_, health)| *health == Health::Down)
+        });
+    }
+
     /// Polls for a time.
     pub fn run_for(&mut self, ms: u64) {
         let end_ms = self.now_ms() + ms;
