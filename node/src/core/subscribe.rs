@@ -28,6 +28,22 @@ use super::shard::Core;
 /// for when these bytes are out, and replies find room meanwhile.
 const REPLAY_SHARE: usize = 4;
 
+/// An answered subscription, before what came while it was on its way is done.
+#[must_use]
+pub(crate) struct Settled {
+    /// The subscriber has it.
+    pub(crate) stands: bool,
+    then: Option<Then>,
+}
+
+struct Then {
+    slot: Slot,
+    name: Arc<str>,
+    follow: Vec<Follow>,
+    /// A command of the connection was answered by it.
+    counts: bool,
+}
+
 /// What a permitted subscription is made of.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NewSub {
@@ -145,7 +161,10 @@ impl Core {
     pub(crate) fn at_member(&mut self, message: ToMember, now: Now) {
         match message {
             ToMember::Published { origin, result } => self.publish_answered(origin, result, now),
-            ToMember::Subscribed(subscribed) => self.subscribed(*subscribed, now),
+            ToMember::Subscribed(subscribed) => {
+                let settled = self.subscribed(*subscribed, now);
+                self.follow_up(settled, now);
+            }
             ToMember::Answer { origin, result } => self.query_answered(origin, result, now),
             ToMember::Records { member, epoch, records } => {
                 if self.channels.by_ref(member).is_none() {
@@ -174,7 +193,7 @@ impl Core {
     }
 
     /// The home answered a subscription.
-    pub(crate) fn subscribed(&mut self, subscribed: Subscribed, now: Now) {
+    pub(crate) fn subscribed(&mut self, subscribed: Subscribed, now: Now) -> Settled {
         let Subscribed { request, result } = subscribed;
         let (origin, index) = (request.origin, request.member.index);
         let slot = origin.slot;
@@ -185,10 +204,12 @@ impl Core {
             if result.is_ok() {
                 self.leave_home(*request, now);
             }
-            return self.uncount(index, now);
+            self.uncount(index, now);
+            return Settled { stands: false, then: None };
         }
         let name = Arc::clone(&request.channel);
         let joining = self.sessions.get_mut(slot).take_joining(index).unwrap_or_default();
+        let mut stands = false;
         match result {
             Err(error) => {
                 self.forget_sub(slot, index);
@@ -201,10 +222,19 @@ impl Core {
                 self.uncount(index, now);
                 self.refused(slot, &joining, ErrorCode::UnrecoverablePosition, now);
             }
-            Ok(recovered) => self.confirmed(slot, index, &joining, recovered, now),
+            Ok(recovered) => {
+                self.confirmed(slot, index, &joining, recovered, now);
+                stands = true;
+            }
         }
-        self.follow(slot, &name, joining.then, now);
-        if origin.id != 0 {
+        Settled { stands, then: Some(Then { slot, name, follow: joining.then, counts: origin.id != 0 }) }
+    }
+
+    /// Does what came while the subscription was on its way.
+    pub(crate) fn follow_up(&mut self, settled: Settled, now: Now) {
+        let Some(Then { slot, name, follow, counts }) = settled.then else { return };
+        self.follow(slot, &name, follow, now);
+        if counts {
             self.command_answered(slot, now);
         }
     }
@@ -375,6 +405,7 @@ impl Core {
         session.drop_sub_extra(index);
     }
 
+    /// A subscription was counted at home and does not stand.
     fn leave_home(&mut self, request: SubscribeAtHome, now: Now) {
         let home = super::api::home_of(&request.channel, self.shards);
         let leave = LeaveAtHome {
@@ -382,7 +413,8 @@ impl Core {
             member: request.member,
             identity: request.identity,
             presence: request.presence,
-            announce: request.announce,
+            // Another shard's join was announced with the answer.
+            announce: request.announce && home != self.shard,
         };
         self.send_home(home, ToHome::Leave(leave), now);
     }

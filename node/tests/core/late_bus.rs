@@ -5,7 +5,11 @@
 //! they go on from where they are put. Whatever happens: nobody gets a publication twice or out of order, and
 //! nobody misses one without having been told.
 
+use ringmain::core::api::{Answer, Call, ControlCommand, REPORT_TOKEN};
+use ringmain::core::cluster::{ClusterCall, News, PresenceItem};
 use ringmain::core::config::CoreConfig;
+use ringmain::core::engine::Engine;
+use ringmain::core::metrics::Metric;
 use ringmain_bus::nonce::Nonces;
 use ringmain_bus::sim::{SimBroker, SimOptions};
 use ringmain_proto::time::Now;
@@ -352,5 +356,116 @@ fn what_a_failover_takes_is_told() {
             }
             nodes.broker.fail_over(nodes.now.mono_ms);
         });
+    }
+}
+
+/// Who is in the channels, by what is told of it: a join before each leave, no join twice.
+#[derive(Default)]
+struct Present(std::collections::BTreeSet<String>);
+
+impl Present {
+    fn note(&mut self, joined: bool, who: &str) {
+        let changed = if joined { self.0.insert(who.into()) } else { self.0.remove(who) };
+        assert!(changed, "{who}: {}", if joined { "joined twice" } else { "left without having joined" });
+    }
+}
+
+/// Takes what the shards report, their number in the place of the stream.
+fn take_news(world: &mut World, told: &mut Present) {
+    for answer in std::mem::take(&mut world.answers) {
+        let Ok(Answer::Report(report)) = answer.result else { panic!("nothing else was asked") };
+        for news in &report.news {
+            let News::Changed(item) = news else { continue };
+            let (channel, member, joined) = match item {
+                PresenceItem::Joined { channel, member, .. } => (channel, member, true),
+                PresenceItem::Left { channel, member, .. } => (channel, member, false),
+                PresenceItem::Whole { .. } => continue,
+            };
+            told.note(joined, &format!("{channel} {:?}", &member.as_bytes()[..16]));
+        }
+        let call = Call::Cluster(ClusterCall::Ack { stream: report.stream, sequence: report.sequence });
+        let now = world.now;
+        world.cores[report.stream as usize].control(ControlCommand { token: REPORT_TOKEN, call }, now);
+    }
+}
+
+/// The connection breaks.
+fn hang_up(world: &mut World, client: usize) {
+    let (shard, slot, now) = (world.clients[client].shard, world.clients[client].slot, world.now);
+    world.cores[shard].broken(slot, 104, now);
+}
+
+/// Clients subscribe to channels that the bus has to open, and go at any moment: before it has, between a recovery's
+/// question and its answer, afterwards. A node in a cluster tells of all of them, and nothing is left of who has gone.
+#[test]
+fn who_goes_while_a_channel_is_opened_leaves_nothing() {
+    for seed in 0..30 {
+        let options = SimOptions { latency_ms: (0, 15), ..SimOptions::new(seed) };
+        let (mut broker, ports) = SimBroker::new(&options, usize::from(SHARDS));
+        let mut world = World::new(SHARDS, seed, &quiet_config());
+        for (shard, port) in ports.into_iter().enumerate() {
+            world.cores[shard].use_bus(Box::new(port), shard as u64 + 1);
+            let call = Call::Cluster(ClusterCall::Start { stream: shard as u32 });
+            let now = world.now;
+            world.cores[shard].control(ControlCommand { token: REPORT_TOKEN, call }, now);
+        }
+        let mut dice = Nonces::new(!seed);
+        let (mut clients, mut told, mut seen) = (Vec::new(), Present::default(), Present::default());
+        let mut pass = |world: &mut World, ms: u64, told: &mut Present| {
+            for _ in 0..ms {
+                world.now.mono_ms += 1;
+                world.now.unix_ms += 1;
+                broker.step(world.now.mono_ms);
+                world.run();
+                take_news(world, told);
+            }
+        };
+        pass(&mut world, 100, &mut told);
+        let watcher = world.connected(0, "{}").0;
+        for channel in 0..3 {
+            let body = json!({"channel": format!("room:{channel}"), "join_leave": true});
+            world.send(watcher, "subscribe", &body.to_string());
+        }
+        for _ in 0..300 {
+            match dice.below(4) {
+                0 => clients.push(world.connected(dice.below(2) as usize, "{}").0),
+                1 | 2 if !clients.is_empty() => {
+                    let client = clients[dice.below(clients.len() as u64) as usize];
+                    let recover = dice.below(2) == 0;
+                    let channel = format!("room:{}", dice.below(12));
+                    let mut body = json!({"channel": channel, "join_leave": true, "recoverable": true});
+                    if recover {
+                        body["recover"] = true.into();
+                        body["epoch"] = "".into();
+                    }
+                    world.send(client, "subscribe", &body.to_string());
+                }
+                _ if !clients.is_empty() => {
+                    let client = clients.swap_remove(dice.below(clients.len() as u64) as usize);
+                    hang_up(&mut world, client);
+                }
+                _ => (),
+            }
+            pass(&mut world, dice.below(6), &mut told);
+        }
+        clients.into_iter().for_each(|client| hang_up(&mut world, client));
+        pass(&mut world, 1_000, &mut told);
+        for value in world.take_json(watcher) {
+            for (kind, joined) in [("join", true), ("leave", false)] {
+                if let Some(who) = value["push"][kind]["info"]["client"].as_str() {
+                    let channel = value["push"]["channel"].as_str().unwrap_or("");
+                    seen.note(joined, &format!("{channel} {who}"));
+                }
+            }
+        }
+        hang_up(&mut world, watcher);
+        // Channels linger while the bus keeps their history.
+        pass(&mut world, 1_000, &mut told);
+        assert!(told.0.is_empty(), "{:?} are told to be here", told.0);
+        // The watcher sees itself.
+        assert_eq!(seen.0.len(), 3, "{:?}", seen.0);
+        for core in &mut world.cores {
+            assert_eq!(core.metrics().get(Metric::Subscriptions), 0);
+        }
     }
 }

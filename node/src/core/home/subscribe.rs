@@ -8,6 +8,8 @@
 //!   was read and what follows live;
 //! * a channel is forgotten only when neither a subscriber nor the bus needs it.
 
+use std::collections::VecDeque;
+
 use ringmain_bus::{BusError, ChannelId, Epoch, HistoryQuery, Outcome, Page, Position, Since};
 use ringmain_proto::close::ErrorCode;
 use ringmain_proto::time::Now;
@@ -19,7 +21,7 @@ use crate::core::channel::Channel;
 use crate::core::engine::ShardIndex;
 use crate::core::infos::member_bytes;
 use crate::core::mesh::{
-    ChannelRef, LeaveAtHome, MeshMessage, Recovered, SubscribeAtHome, Subscribed, ToMember,
+    ChannelRef, Identity, LeaveAtHome, MeshMessage, Recovered, SubscribeAtHome, Subscribed, ToMember,
 };
 use crate::core::shard::Core;
 
@@ -33,7 +35,7 @@ impl Core {
             return self.subscribe_opened(index, from, request, 0, now);
         }
         if let Some(waiting) = self.waiters.opening.get_mut(&index) {
-            return waiting.push((from, request));
+            return waiting.push_back((from, request));
         }
         let token = self.waiters.token();
         let Self { bus, channels, .. } = self;
@@ -44,7 +46,7 @@ impl Core {
             }
             Outcome::Done(Err(error)) => self.refuse_opened(index, from, request, bus_error(error), now),
             Outcome::Pending => {
-                self.waiters.opening.insert(index, vec![(from, request)]);
+                self.waiters.opening.insert(index, VecDeque::from([(from, request)]));
                 self.waiters.waiting.insert(token.0, Waiter::Open(index));
             }
         }
@@ -63,16 +65,19 @@ impl Core {
         if self.channels.try_get(index).is_none() {
             return;
         }
-        let waiting = self.waiters.opening.remove(&index).unwrap_or_default();
         match result {
             Ok(position) => {
                 self.interest_confirmed(index, position);
-                for (from, request) in waiting {
+                // What waits keeps the channel, whoever of the first has gone meanwhile.
+                let next = |core: &mut Self| core.waiters.opening.get_mut(&index)?.pop_front();
+                while let Some((from, request)) = next(self) {
                     self.subscribe_opened(index, from, request, 0, now);
                 }
+                self.waiters.opening.remove(&index);
+                self.close_if_unused(index, now);
             }
             Err(error) => {
-                for (from, request) in waiting {
+                for (from, request) in self.waiters.opening.remove(&index).unwrap_or_default() {
                     self.refuse(from, request, bus_error(error), now);
                 }
                 self.close_if_unused(index, now);
@@ -86,10 +91,15 @@ impl Core {
 
     fn answer_subscribe(&mut self, from: ShardIndex, subscribed: Subscribed, now: Now) {
         if from == self.shard {
-            self.subscribed(subscribed, now);
+            let settled = self.subscribed(subscribed, now);
+            self.follow_up(settled, now);
         } else {
-            self.mesh.push(from, MeshMessage::Member(ToMember::Subscribed(Box::new(subscribed))));
+            self.send_subscribed(from, subscribed);
         }
+    }
+
+    fn send_subscribed(&mut self, to: ShardIndex, subscribed: Subscribed) {
+        self.mesh.push(to, MeshMessage::Member(ToMember::Subscribed(Box::new(subscribed))));
     }
 
     /// The same where interest was confirmed: it ends if nobody else has it.
@@ -194,13 +204,25 @@ impl Core {
         }
         let (announce, presence) = (request.announce, request.presence);
         let Channel { epoch, top, .. } = *self.channels.get(index);
-        let result = Ok(Recovered { epoch, top, records, recovered });
-        self.answer_subscribe(from, Subscribed { request, result }, now);
+        if let Some(identity) = &identity {
+            self.tell_joined(index, identity, presence);
+        }
+        let subscribed = Subscribed { request, result: Ok(Recovered { epoch, top, records, recovered }) };
+        if from != self.shard {
+            self.send_subscribed(from, subscribed);
+            return self.announce_joined(index, identity.filter(|_| announce), now);
+        }
+        // Who has gone meanwhile leaves in this call, and may take the channel along.
+        let settled = self.subscribed(subscribed, now);
+        if settled.stands {
+            self.announce_joined(index, identity.filter(|_| announce), now);
+        }
+        self.follow_up(settled, now);
+    }
+
+    fn announce_joined(&mut self, index: u32, identity: Option<Identity>, now: Now) {
         if let Some(identity) = identity {
-            self.tell_joined(index, &identity, presence);
-            if announce {
-                self.announce(index, true, &identity, now);
-            }
+            self.announce(index, true, &identity, now);
         }
     }
 

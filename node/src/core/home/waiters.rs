@@ -6,7 +6,7 @@
 //!
 //! Invariant: a token is waited for once, and its entry goes with the answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use ringmain_bus::{Accepted, Bus, BusError, Event, Health, Page, Position, PublishError, Token};
 use ringmain_proto::message::Publication;
@@ -28,7 +28,7 @@ pub(crate) struct Waiters {
     pub(super) incarnation: u64,
     pub(super) waiting: HashMap<u64, Waiter>,
     /// Subscriptions of channels for which the bus has not confirmed interest yet.
-    pub(super) opening: HashMap<u32, Vec<(ShardIndex, Box<SubscribeAtHome>)>>,
+    pub(super) opening: HashMap<u32, VecDeque<(ShardIndex, Box<SubscribeAtHome>)>>,
     /// Channels for which a recovery waits for its page.
     pub(super) late: HashMap<u32, Late>,
 }
