@@ -389,10 +389,95 @@ fn take_news(world: &mut World, told: &mut Present) {
     }
 }
 
-/// The connection breaks.
-fn hang_up(world: &mut World, client: usize) {
-    let (shard, slot, now) = (world.clients[client].shard, world.clients[client].slot, world.now);
-    world.cores[shard].broken(slot, 104, now);
+/// A node in a cluster on a broker of its own, and what is told of those who are there.
+struct Crowd {
+    broker: SimBroker,
+    world: World,
+    dice: Nonces,
+    clients: Vec<usize>,
+    told: Present,
+}
+
+impl Crowd {
+    fn new(seed: u64, config: &CoreConfig) -> Crowd {
+        let options = SimOptions { latency_ms: (0, 15), ..SimOptions::new(seed) };
+        let (broker, ports) = SimBroker::new(&options, usize::from(SHARDS));
+        let mut world = World::new(SHARDS, seed, config);
+        for (shard, port) in ports.into_iter().enumerate() {
+            world.cores[shard].use_bus(Box::new(port), shard as u64 + 1);
+            let call = Call::Cluster(ClusterCall::Start { stream: shard as u32 });
+            let now = world.now;
+            world.cores[shard].control(ControlCommand { token: REPORT_TOKEN, call }, now);
+        }
+        let (dice, clients, told) = (Nonces::new(!seed), Vec::new(), Present::default());
+        let mut crowd = Crowd { broker, world, dice, clients, told };
+        crowd.pass(100);
+        crowd
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.world.now.mono_ms += 1;
+            self.world.now.unix_ms += 1;
+            self.broker.step(self.world.now.mono_ms);
+            self.world.run();
+            take_news(&mut self.world, &mut self.told);
+        }
+    }
+
+    /// The connection breaks.
+    fn hang_up(&mut self, client: usize) {
+        let world = &mut self.world;
+        let (shard, slot, now) = (world.clients[client].shard, world.clients[client].slot, world.now);
+        world.cores[shard].broken(slot, 104, now);
+    }
+
+    /// Somebody comes, does something with one of so many channels, or goes.
+    fn step(&mut self, channels: u64) {
+        let Some(at) = self.dice.below(self.clients.len() as u64 + 1).checked_sub(1) else {
+            let shard = self.dice.below(u64::from(SHARDS)) as usize;
+            return self.clients.push(self.world.connected(shard, "{}").0);
+        };
+        let client = self.clients[at as usize];
+        let channel = format!("room:{}", self.dice.below(channels));
+        let mut body = json!({"channel": channel});
+        let method = match self.dice.below(12) {
+            0..=4 => {
+                body["join_leave"] = true.into();
+                if self.dice.below(2) == 0 {
+                    body["recover"] = true.into();
+                    body["epoch"] = "".into();
+                }
+                "subscribe"
+            }
+            5 | 6 => "unsubscribe",
+            7 => {
+                body["data"] = json!({});
+                "publish"
+            }
+            8 => "history",
+            9 => ["presence", "presence_stats"][self.dice.below(2) as usize],
+            _ => {
+                self.clients.swap_remove(at as usize);
+                return self.hang_up(client);
+            }
+        };
+        self.world.send(client, method, &body.to_string());
+    }
+
+    /// Everybody goes; nothing is left.
+    fn end(mut self) {
+        for client in std::mem::take(&mut self.clients) {
+            self.hang_up(client);
+        }
+        // Longer than a question to the broker may take.
+        self.pass(5_000);
+        assert!(self.told.0.is_empty(), "{:?} are told to be here", self.told.0);
+        for core in &mut self.world.cores {
+            assert_eq!(core.metrics().get(Metric::Subscriptions), 0);
+            assert_eq!(core.metrics().get(Metric::Channels), 0);
+        }
+    }
 }
 
 /// Clients subscribe to channels that the bus has to open, and go at any moment: before it has, between a recovery's
@@ -400,57 +485,23 @@ fn hang_up(world: &mut World, client: usize) {
 #[test]
 fn who_goes_while_a_channel_is_opened_leaves_nothing() {
     for seed in 0..30 {
-        let options = SimOptions { latency_ms: (0, 15), ..SimOptions::new(seed) };
-        let (mut broker, ports) = SimBroker::new(&options, usize::from(SHARDS));
-        let mut world = World::new(SHARDS, seed, &quiet_config());
-        for (shard, port) in ports.into_iter().enumerate() {
-            world.cores[shard].use_bus(Box::new(port), shard as u64 + 1);
-            let call = Call::Cluster(ClusterCall::Start { stream: shard as u32 });
-            let now = world.now;
-            world.cores[shard].control(ControlCommand { token: REPORT_TOKEN, call }, now);
-        }
-        let mut dice = Nonces::new(!seed);
-        let (mut clients, mut told, mut seen) = (Vec::new(), Present::default(), Present::default());
-        let mut pass = |world: &mut World, ms: u64, told: &mut Present| {
-            for _ in 0..ms {
-                world.now.mono_ms += 1;
-                world.now.unix_ms += 1;
-                broker.step(world.now.mono_ms);
-                world.run();
-                take_news(world, told);
-            }
-        };
-        pass(&mut world, 100, &mut told);
-        let watcher = world.connected(0, "{}").0;
+        let mut crowd = Crowd::new(seed, &quiet_config());
+        let watcher = crowd.world.connected(0, "{}").0;
         for channel in 0..3 {
             let body = json!({"channel": format!("room:{channel}"), "join_leave": true});
-            world.send(watcher, "subscribe", &body.to_string());
+            crowd.world.send(watcher, "subscribe", &body.to_string());
         }
         for _ in 0..300 {
-            match dice.below(4) {
-                0 => clients.push(world.connected(dice.below(2) as usize, "{}").0),
-                1 | 2 if !clients.is_empty() => {
-                    let client = clients[dice.below(clients.len() as u64) as usize];
-                    let recover = dice.below(2) == 0;
-                    let channel = format!("room:{}", dice.below(12));
-                    let mut body = json!({"channel": channel, "join_leave": true, "recoverable": true});
-                    if recover {
-                        body["recover"] = true.into();
-                        body["epoch"] = "".into();
-                    }
-                    world.send(client, "subscribe", &body.to_string());
-                }
-                _ if !clients.is_empty() => {
-                    let client = clients.swap_remove(dice.below(clients.len() as u64) as usize);
-                    hang_up(&mut world, client);
-                }
-                _ => (),
-            }
-            pass(&mut world, dice.below(6), &mut told);
+            crowd.step(12);
+            let ms = crowd.dice.below(6);
+            crowd.pass(ms);
         }
-        clients.into_iter().for_each(|client| hang_up(&mut world, client));
-        pass(&mut world, 1_000, &mut told);
-        for value in world.take_json(watcher) {
+        for client in std::mem::take(&mut crowd.clients) {
+            crowd.hang_up(client);
+        }
+        crowd.pass(100);
+        let mut seen = Present::default();
+        for value in crowd.world.take_json(watcher) {
             for (kind, joined) in [("join", true), ("leave", false)] {
                 if let Some(who) = value["push"][kind]["info"]["client"].as_str() {
                     let channel = value["push"]["channel"].as_str().unwrap_or("");
@@ -458,14 +509,35 @@ fn who_goes_while_a_channel_is_opened_leaves_nothing() {
                 }
             }
         }
-        hang_up(&mut world, watcher);
-        // Channels linger while the bus keeps their history.
-        pass(&mut world, 1_000, &mut told);
-        assert!(told.0.is_empty(), "{:?} are told to be here", told.0);
         // The watcher sees itself.
         assert_eq!(seen.0.len(), 3, "{:?}", seen.0);
-        for core in &mut world.cores {
-            assert_eq!(core.metrics().get(Metric::Subscriptions), 0);
+        crowd.clients.push(watcher);
+        crowd.end();
+    }
+}
+
+/// The same while the broker fails in all its ways, and with so few channels that there is no room for all.
+#[test]
+fn a_crowd_on_a_broker_that_fails_leaves_nothing() {
+    for seed in 0..30 {
+        let mut config = quiet_config();
+        config.limits.channels_per_shard = 4;
+        let mut crowd = Crowd::new(seed, &config);
+        for _ in 0..300 {
+            let now_ms = crowd.world.now.mono_ms;
+            match crowd.dice.below(60) {
+                0 => crowd.broker.kill(now_ms),
+                1 => crowd.broker.pause(),
+                2 => crowd.broker.cut(now_ms, crowd.dice.below(2) as usize),
+                3 => crowd.broker.lose_arrivals(0, 3),
+                4..10 => crowd.broker.start(),
+                _ => crowd.step(12),
+            }
+            let ms = [crowd.dice.below(6), crowd.dice.below(400)][usize::from(crowd.dice.below(20) == 0)];
+            crowd.pass(ms);
         }
+        crowd.broker.start();
+        crowd.pass(3_000);
+        crowd.end();
     }
 }

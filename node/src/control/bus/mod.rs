@@ -55,7 +55,7 @@ impl Backend {
         backend.map(Some)
     }
 
-    /// Asks the broker what its configuration gives up, within [`CHECK_MAX`]. Changes nothing there.
+    /// Asks the broker what its configuration gives up, for at most 15 s. Changes nothing there.
     pub fn check(&self) -> Vec<Warning> {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
