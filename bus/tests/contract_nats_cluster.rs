@@ -21,6 +21,7 @@ fn cluster_of_debian() -> Live<Nats> {
 }
 
 ringmain_bus::contract_tests!(cluster();
+    c3_thousands_of_channels_come_back,
     p1_all_nodes_see_one_order,
     p4_what_was_accepted_is_read_back,
     p6_a_repeated_key_answers_the_first_position,

@@ -16,3 +16,4 @@ fn cluster() -> Live<Nats> {
 ringmain_bus::contract_suite!(cluster());
 ringmain_bus::contract_suite_late!(cluster());
 ringmain_bus::contract_suite_faults!(cluster());
+ringmain_bus::contract_tests!(cluster(); c3_thousands_of_channels_come_back);

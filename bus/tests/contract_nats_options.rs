@@ -43,6 +43,7 @@ mod slots {
         c5_a_closed_channel_is_quiet,
         c6_ones_own_publication_comes_once,
         c3_many_channels_come_back,
+        c3_thousands_of_channels_come_back,
         e3_a_cut_is_told_to_ephemeral_channels,
     );
 }

@@ -9,6 +9,7 @@ use async_nats::{Client, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,6 +18,12 @@ use super::subjects::Subjects;
 
 /// Longest wait for one answer of the API, in milliseconds.
 pub(super) const CALL_MS_MAX: u64 = 1_000;
+
+/// How long a consumer lives that is not asked, in milliseconds.
+const LISTING_MS_MAX: u64 = 5_000;
+
+/// Messages that are asked for together: far fewer than a subscription holds.
+const LISTED_PER_BATCH: usize = 4_096;
 
 /// Longest wait for the first word of a stream, in milliseconds: while nobody leads it, nobody answers, and the leader
 /// should not be found late for that.
@@ -141,6 +148,43 @@ pub(super) enum Which<'a> {
     At(u64),
 }
 
+/// The last sequences of subjects, as they are stored up to a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) upto: u64,
+    pub(super) last: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawConsumer {
+    name: String,
+    #[serde(default)]
+    num_pending: u64,
+}
+
+/// Where a consumer's message stands.
+#[derive(Debug, PartialEq, Eq)]
+struct Delivered {
+    sequence: u64,
+    /// How many the consumer had given with it.
+    number: u64,
+    /// How many it has left.
+    pending: u64,
+}
+
+/// Reads the subject to which a consumer's message would be acknowledged:
+/// `$JS.ACK.[domain.hash.]stream.consumer.tries.sequence.number.time.pending[.more]`.
+fn delivered(subject: &str) -> Option<Delivered> {
+    let tokens: Vec<&str> = subject.strip_prefix("$JS.ACK.")?.split('.').collect();
+    let at = match tokens.len() {
+        7 => 3,
+        9.. => 5,
+        _ => return None,
+    };
+    let number = |token: usize| tokens.get(token)?.parse().ok();
+    Some(Delivered { sequence: number(at)?, number: number(at + 1)?, pending: number(at + 3)? })
+}
+
 /// One stream's API over one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Api {
@@ -223,6 +267,73 @@ impl Api {
             self.call("STREAM.UPDATE", answer["config"].take()).await?;
         }
         Ok(())
+    }
+
+    /// The last sequence of every subject that `all` covers, or (`after` is not 0) of those that have a message after
+    /// that sequence; as far as the server that answers has them, which may be a follower. Fails if more than `most`
+    /// messages would have to be looked at.
+    pub(super) async fn last_of_subjects(
+        &self,
+        all: &str,
+        after: u64,
+        most: usize,
+    ) -> Result<Listed, ApiError> {
+        let mut config = json!({
+            "filter_subject": all,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "headers_only": true,
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": LISTING_MS_MAX * 1_000_000,
+        });
+        if after == 0 {
+            config["deliver_policy"] = "last_per_subject".into();
+        } else {
+            config["deliver_policy"] = "by_start_sequence".into();
+            config["opt_start_seq"] = (after + 1).into();
+        }
+        let body = json!({ "stream_name": self.stream, "config": config });
+        let made: RawConsumer = serde_json::from_slice(&self.call("CONSUMER.CREATE", body).await?)
+            .map_err(|_| ApiError::Malformed)?;
+        let listed = match made.num_pending as usize > most {
+            true => Err(ApiError::Refused { code: 0, text: format!("{} messages", made.num_pending) }),
+            false => self.listed(&made, after).await,
+        };
+        let gone = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, made.name);
+        // Else it goes by itself.
+        let _ = self.client.publish(gone, Bytes::new()).await;
+        listed
+    }
+
+    /// Takes what a consumer has, batch by batch.
+    async fn listed(&self, consumer: &RawConsumer, after: u64) -> Result<Listed, ApiError> {
+        let inbox = self.client.new_inbox();
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, consumer.name);
+        let mut messages = self.client.subscribe(inbox.clone()).await.map_err(|_| ApiError::NoAnswer)?;
+        let mut listed = Listed { upto: after, last: Vec::new() };
+        let (mut pending, mut taken) = (consumer.num_pending, 0);
+        while pending > 0 {
+            let body = json!({ "batch": LISTED_PER_BATCH, "expires": CALL_MS_MAX * 1_000_000 }).to_string();
+            let asked = self.client.publish_with_reply(next.clone(), inbox.clone(), body.into());
+            asked.await.map_err(|_| ApiError::NoAnswer)?;
+            for _ in 0..LISTED_PER_BATCH {
+                let waited = tokio::time::timeout(Duration::from_millis(CALL_MS_MAX), messages.next());
+                let message = waited.await.ok().flatten().ok_or(ApiError::NoAnswer)?;
+                let place = message.reply.as_deref().and_then(delivered).ok_or(ApiError::NoAnswer)?;
+                taken += 1;
+                if place.number != taken {
+                    return Err(ApiError::Malformed);
+                }
+                listed.upto = listed.upto.max(place.sequence);
+                listed.last.push((message.subject.to_string(), place.sequence));
+                pending = place.pending;
+                if pending == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(listed)
     }
 
     /// Removes what a subject has before a sequence.

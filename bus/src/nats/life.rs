@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::api::{Api, ApiError};
+use super::api::{Api, ApiError, Listed};
 use super::barrier::Believed;
 use super::confirm::Confirm;
 use super::ephemeral::Suspects;
@@ -92,6 +92,11 @@ pub(super) enum In {
     Cleared {
         call: Call,
         result: Result<Position, BusError>,
+    },
+    Tops {
+        stream: u16,
+        number: u64,
+        result: Result<Listed, ApiError>,
     },
     Clock {
         stream: u16,
@@ -300,7 +305,7 @@ impl<'n> Life<'n> {
             Request::Subscribe { call, target } => self.want(call, &target).await,
             Request::Unsubscribe { target } => self.unsubscribe(&target),
             Request::Publish { call, target, id, record } => self.publish(call, target, &id, record).await,
-            Request::Read { call, target, query } => self.read(call, &target, query).await,
+            Request::Read { call, target, query } => self.read(call, target, query).await,
             Request::Clear { call, target } => self.clear(call, &target).await,
         }
     }
@@ -344,11 +349,8 @@ impl<'n> Life<'n> {
             In::Asked(message) => self.asked(message).await,
             In::Answer(message) => self.answer(&message).await,
             In::Passed { stream, result } => self.passed(stream, result).await,
-            In::Read { call, result } => {
-                if self.publishes.walked(call) {
-                    self.node.tell(Reply::Read { call, result }).await;
-                }
-            }
+            In::Read { call, result } => self.handle_read(call, result).await,
+            In::Tops { stream, number, result } => self.tops_listed(stream, number, result).await,
             In::Cleared { call, result } => {
                 if self.publishes.walked(call) {
                     self.node.tell(Reply::Cleared { call, result }).await;
@@ -393,6 +395,7 @@ impl<'n> Life<'n> {
         self.pulse_if_due(now).await;
         self.look_after_publishes(now).await;
         self.look_after_rounds(now).await;
+        self.look_after_tops(now);
         self.look_after_suspects(now).await;
         self.look_after_keeping(now).await;
     }

@@ -16,6 +16,7 @@
 //! | `streams`, `pulse` | how far each stream is; hearts and canaries |
 //! | `interest`, `confirm` | what is heard; when a subscription is confirmed |
 //! | `ephemeral`, `publish` | what is missing of what was said; publishes in flight |
+//! | `tops` | positions of many channels at once |
 //! | `keep` | what a stream's age limit would take |
 //! | [`check`](mod@check) | what a server's configuration gives up |
 //!
@@ -55,6 +56,7 @@ mod pulse;
 mod read;
 mod streams;
 mod subjects;
+mod tops;
 mod wire;
 
 pub use check::check;

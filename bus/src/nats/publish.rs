@@ -19,7 +19,7 @@ use super::life::{In, Life};
 use super::pulse::is_passing;
 use super::read::Place;
 use super::wire::{self, Told};
-use crate::backend::{Call, OwnedId, Reply, Target};
+use crate::backend::{Call, OwnedId, ReadPage, Reply, Target};
 use crate::envelope::{self, Meta};
 use crate::epoch::Position;
 use crate::hub::COMMAND_MS_MAX;
@@ -84,6 +84,11 @@ impl Publishes {
             of != stream
         });
         failed
+    }
+
+    /// Reads and clears under way.
+    pub(super) fn reads(&self) -> usize {
+        self.walking.len()
     }
 
     /// Whether the call still waits; it does no more.
@@ -268,20 +273,34 @@ impl Life<'_> {
         }
     }
 
-    pub(super) async fn read(&mut self, call: Call, target: &Target, query: HistoryQuery) {
+    pub(super) async fn read(&mut self, call: Call, target: Target, query: HistoryQuery) {
         if !target.options.is_positioned() {
             let page = crate::types::Page { top: Position::NONE, floor: 0, more: false };
-            let page = crate::backend::ReadPage {
-                page,
-                lineage: crate::lineage::Lineage::EMPTY,
-                records: Vec::new(),
-            };
+            let page = ReadPage { page, lineage: crate::lineage::Lineage::EMPTY, records: Vec::new() };
             return self.node.tell(Reply::Read { call, result: Ok(page) }).await;
         }
         let stream = self.stream_of(&target.name);
-        let (place, options) = (self.place(stream, &target.name), target.options);
+        let together = self.is_read_together(stream, &target.name, &query);
         self.publishes.walking.insert(call, (stream, true));
+        if together {
+            self.read_together(stream, call, target, query).await;
+        } else {
+            self.read_alone(call, &target, query);
+        }
+    }
+
+    /// Reads a channel by itself. The call is among those under way.
+    pub(super) fn read_alone(&mut self, call: Call, target: &Target, query: HistoryQuery) {
+        let place = self.place(self.stream_of(&target.name), &target.name);
+        let options = target.options;
         self.walk(async move { In::Read { call, result: place.read(&options, &query).await } });
+    }
+
+    /// A read is done, if anybody waits for it yet.
+    pub(super) async fn handle_read(&mut self, call: Call, result: Result<ReadPage, BusError>) {
+        if self.publishes.walked(call) {
+            self.node.tell(Reply::Read { call, result }).await;
+        }
     }
 
     pub(super) async fn clear(&mut self, call: Call, target: &Target) {

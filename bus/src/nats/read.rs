@@ -74,8 +74,7 @@ impl Place {
             Some(offset) => {
                 let last = self.last().await.map_err(unavailable)?;
                 if last.as_ref().is_some_and(|last| last.sequence == offset) {
-                    let history = History { top: offset, floor: offset, kept: Vec::new() };
-                    return Ok(page_of(history, query, self.epoch));
+                    return Ok(self.stands_at(offset, query));
                 }
                 (last, self.mark().await.map_err(unavailable)?)
             }
@@ -106,6 +105,11 @@ impl Place {
             _ => History { top, floor: top, kept: Vec::new() },
         };
         Ok(page_of(history, query, self.epoch))
+    }
+
+    /// What a read that goes on from `since` gets where nothing came after it.
+    pub(super) fn stands_at(&self, since: u64, query: &HistoryQuery) -> ReadPage {
+        page_of(History { top: since, floor: since, kept: Vec::new() }, query, self.epoch)
     }
 
     /// The channel's last message.

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::api::{ApiError, Info};
 use super::barrier::{Barrier, Believed, Stage};
 use super::life::{In, Life};
+use super::tops::Tops;
 use super::wire::Record;
 use crate::backend::{Domain, Reply};
 use crate::types::{BusError, PublishError};
@@ -47,6 +48,7 @@ pub(super) struct StreamLife {
     pub(super) moved: HashSet<Arc<str>>,
     /// Channels that others say have moved, and how far.
     pub(super) marks: HashMap<Arc<str>, u64>,
+    pub(super) tops: Tops,
 }
 
 impl StreamLife {
@@ -62,6 +64,7 @@ impl StreamLife {
             published: HashMap::new(),
             moved: HashSet::new(),
             marks: HashMap::new(),
+            tops: Tops::default(),
         }
     }
 }
@@ -144,6 +147,7 @@ impl Life<'_> {
         life.published.clear();
         life.moved.clear();
         life.marks.clear();
+        life.tops.clear();
         self.channels.forget_stream(stream);
         let domain = Domain(u32::from(stream) + 1);
         for call in self.confirm.fail(domain) {

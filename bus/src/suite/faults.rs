@@ -430,3 +430,44 @@ pub fn c3_many_channels_come_back(cluster: impl Faults) {
         assert_eq!(probe.arrivals(last, name).len(), usize::from(n % 3 == 0), "{name}");
     }
 }
+
+/// C3: so many that a backend may ask for their positions together. Quiet channels, those that moved meanwhile, that were
+/// never published on or were cleared. Not among the suite's own, for it takes long.
+pub fn c3_thousands_of_channels_come_back(cluster: impl Faults) {
+    let mut probe = Probe::new(cluster);
+    let last = probe.last();
+    let names: Vec<String> = (0..3_000).map(|n| probe.name(&format!("c3-thousands-{n}"))).collect();
+    // As many at a time as a port takes.
+    for names in names.chunks(probe.cluster.commands_max()) {
+        for name in names {
+            probe.send_open(last, name, &ROOM);
+        }
+        probe.settle_answers();
+        for name in names.iter().step_by(3) {
+            probe.send_publish(0, name, &ROOM);
+        }
+        probe.settle_answers();
+        for name in names.iter().step_by(50) {
+            probe.send_clear(0, name, &ROOM);
+        }
+        probe.settle_answers();
+    }
+    probe.settle_arrivals();
+    let before: Vec<usize> = names.iter().map(|name| probe.arrivals(last, name).len()).collect();
+    for _ in 0..2 {
+        probe.cut_off(last, |probe| {
+            for name in names.iter().step_by(50) {
+                probe.publish(0, name, &ROOM);
+            }
+        });
+    }
+    for (n, name) in names.iter().enumerate() {
+        let missed = 2 * usize::from(n % 50 == 0);
+        assert_eq!(probe.arrivals(last, name).len(), before[n] + missed, "{name}");
+        assert!(!probe.was_told(last, name), "{name} lost nothing");
+    }
+    for name in names.iter().step_by(100) {
+        probe.publish(0, name, &ROOM);
+    }
+    probe.settle_arrivals();
+}
