@@ -47,9 +47,9 @@ pub struct HubOptions {
 }
 
 impl Default for HubOptions {
-    /// A second, 2,048 channels at a time, a million channels.
+    /// A second, 8,192 channels at a time, a million channels.
     fn default() -> Self {
-        Self { linger_ms: 1_000, syncs_in_flight_max: 2_048, channels_max: 1_000_000 }
+        Self { linger_ms: 1_000, syncs_in_flight_max: 8_192, channels_max: 1_000_000 }
     }
 }
 

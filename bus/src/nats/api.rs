@@ -270,14 +270,14 @@ impl Api {
     }
 
     /// The last sequence of every subject that `all` covers, or (`after` is not 0) of those that have a message after
-    /// that sequence; as far as the server that answers has them, which may be a follower. Fails if more than `most`
+    /// that sequence; as far as the server that answers has them, which may be a follower. `None` if more than `most`
     /// messages would have to be looked at.
     pub(super) async fn last_of_subjects(
         &self,
         all: &str,
         after: u64,
         most: usize,
-    ) -> Result<Listed, ApiError> {
+    ) -> Result<Option<Listed>, ApiError> {
         let mut config = json!({
             "filter_subject": all,
             "ack_policy": "none",
@@ -297,8 +297,8 @@ impl Api {
         let made: RawConsumer = serde_json::from_slice(&self.call("CONSUMER.CREATE", body).await?)
             .map_err(|_| ApiError::Malformed)?;
         let listed = match made.num_pending as usize > most {
-            true => Err(ApiError::Refused { code: 0, text: format!("{} messages", made.num_pending) }),
-            false => self.listed(&made, after).await,
+            true => Ok(None),
+            false => self.listed(&made, after).await.map(Some),
         };
         let gone = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, made.name);
         // Else it goes by itself.

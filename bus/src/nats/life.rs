@@ -96,7 +96,7 @@ pub(super) enum In {
     Tops {
         stream: u16,
         number: u64,
-        result: Result<Listed, ApiError>,
+        result: Result<Option<Listed>, ApiError>,
     },
     Clock {
         stream: u16,

@@ -52,7 +52,7 @@ pub(super) struct Tops {
     asked: Option<u64>,
     drawn: u64,
     used: Option<Instant>,
-    /// Answers that did not reach as far as was needed, one after the other.
+    /// Answers that brought nothing new, one after the other.
     behind: u32,
     /// No table is made for a while: it was refused, or too large.
     not_before: Option<Instant>,
@@ -128,7 +128,9 @@ impl Life<'_> {
         let incoming = self.incoming.clone();
         tokio::task::spawn_local(async move {
             let result = api.last_of_subjects(&all, after, most).await;
-            if result.as_ref().is_ok_and(|listed| listed.upto < until) {
+            let is_enough =
+                matches!(&result, Ok(None)) || matches!(&result, Ok(Some(listed)) if listed.upto >= until);
+            if !is_enough {
                 tokio::time::sleep(BEHIND).await;
             }
             let _ = incoming.send(In::Tops { stream, number, result }).await;
@@ -136,22 +138,31 @@ impl Life<'_> {
     }
 
     /// The table, or what came since.
-    pub(super) async fn tops_listed(&mut self, stream: u16, number: u64, result: Result<Listed, ApiError>) {
+    pub(super) async fn tops_listed(
+        &mut self,
+        stream: u16,
+        number: u64,
+        result: Result<Option<Listed>, ApiError>,
+    ) {
         let n = usize::from(stream);
         let tops = &mut self.streams[n].tops;
         if tops.asked != Some(number) {
             return;
         }
         tops.asked = None;
+        // An error takes long where nobody answers.
+        tops.behind += if result.is_err() { BEHIND_MAX / 4 } else { 1 };
         match result {
-            Ok(Listed { upto, last }) if upto > tops.upto || tops.behind < BEHIND_MAX => {
-                tops.behind = if upto > tops.upto { 0 } else { tops.behind + 1 };
+            Ok(Some(Listed { upto, last })) if upto > tops.upto => {
+                tops.behind = 0;
                 tops.last.extend(last);
                 tops.upto = upto;
                 self.serve_together(stream).await;
             }
+            // A consumer that is not there yet, a follower that has no more.
+            Ok(Some(_)) | Err(_) if tops.behind < BEHIND_MAX => self.serve_together(stream).await,
             result => {
-                tracing::debug!(stream, error = ?result.err(), "positions are read one by one");
+                tracing::debug!(stream, ?result, "positions are read one by one");
                 let waiting = std::mem::take(&mut tops.waiting);
                 tops.clear();
                 tops.not_before = Some(Instant::now() + 10 * KEPT);
