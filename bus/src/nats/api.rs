@@ -479,6 +479,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn where_a_consumers_message_stands_is_read() {
+        let at = |sequence, number, pending| Some(Delivered { sequence, number, pending });
+        assert_eq!(delivered("$JS.ACK.stream.consumer.1.42.7.1763770000000000000.3"), at(42, 7, 3));
+        let with_domain = "$JS.ACK.domain.hash.stream.consumer.1.42.7.1763770000000000000.3";
+        assert_eq!(delivered(with_domain), at(42, 7, 3));
+        assert_eq!(delivered(&format!("{with_domain}.random")), at(42, 7, 3));
+        for other in ["", "$JS.ACK.", "_INBOX.x", "$JS.ACK.s.c.1.x.7.1.3", "$JS.ACK.a.b.c.d.e.f.g.h"] {
+            assert_eq!(delivered(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn times_are_read() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", Some(0)),
