@@ -158,14 +158,9 @@ impl Scenario for Cross {
     fn phase(&mut self, net: &mut Net, phase: Phase) {
         self.publishing = matches!(phase, Phase::Warmup | Phase::Measure);
         self.measuring = phase == Phase::Measure;
-        match (phase, self.plan.pace) {
-            (Phase::Warmup, Pace::PerSecond(rate)) => self.schedule = Some(Schedule::new(net.now_ns(), rate)),
-            (Phase::Measure, _) => self.latencies.clear(),
-            _ => {}
-        }
-        let over = self.schedule.take_if(|_| phase == Phase::Finish);
-        if over.is_some_and(|schedule| schedule.is_behind(net.now_ns())) {
-            net.problem("the rate was not kept up");
+        net.schedule(&mut self.schedule, phase, self.plan.pace);
+        if self.measuring {
+            self.latencies.clear();
         }
     }
 

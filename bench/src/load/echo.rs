@@ -185,6 +185,7 @@ impl Scenario for Echo {
 
     fn phase(&mut self, net: &mut Net, phase: Phase) {
         self.phase = phase;
+        net.schedule(&mut self.schedule, phase, self.plan.pace);
         match (phase, self.plan.pace) {
             (Phase::Warmup, Pace::Window(window)) => {
                 for index in 0..self.flights.len() {
@@ -194,14 +195,8 @@ impl Scenario for Echo {
                     }
                 }
             }
-            (Phase::Warmup, Pace::PerSecond(rate)) => self.schedule = Some(Schedule::new(net.now_ns(), rate)),
             (Phase::Measure, _) => self.latencies.clear(),
-            (Phase::Finish, _) => {
-                if self.schedule.take().is_some_and(|schedule| schedule.is_behind(net.now_ns())) {
-                    net.problem("the rate was not kept up");
-                }
-            }
-            (Phase::Setup, _) => {}
+            _ => {}
         }
     }
 

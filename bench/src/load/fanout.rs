@@ -210,15 +210,9 @@ impl Scenario for Fanout {
     fn phase(&mut self, net: &mut Net, phase: Phase) {
         self.publishing = matches!(phase, Phase::Warmup | Phase::Measure);
         self.measuring = phase == Phase::Measure;
-        match (phase, self.plan.pace) {
-            (Phase::Warmup, Pace::PerSecond(rate)) => self.schedule = Some(Schedule::new(net.now_ns(), rate)),
-            (Phase::Measure, _) => self.latencies.clear(),
-            (Phase::Finish, Pace::PerSecond(_)) => {
-                if self.schedule.take().is_some_and(|schedule| schedule.is_behind(net.now_ns())) {
-                    net.problem("the rate was not kept up");
-                }
-            }
-            (Phase::Finish | Phase::Warmup, Pace::Window(_)) | (Phase::Setup, _) => {}
+        net.schedule(&mut self.schedule, phase, self.plan.pace);
+        if self.measuring {
+            self.latencies.clear();
         }
     }
 

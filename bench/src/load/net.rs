@@ -14,8 +14,10 @@ use rustix::net::{SendFlags, send};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::io::alarm;
+use crate::io::board::Phase;
 use crate::io::socket::start_connect;
-use crate::plan::Target;
+use crate::measure::schedule::Schedule;
+use crate::plan::{Pace, Target};
 use crate::wire::frame::push_close_frame;
 
 /// What one connection may keep unsent, in bytes.
@@ -180,6 +182,17 @@ impl Net {
 
     pub(crate) fn problems(&self) -> impl Iterator<Item = (&String, &u64)> {
         self.problems.iter()
+    }
+
+    /// Begins an open loop's schedule with the warm-up; at the end, counts it if it was not kept up.
+    pub(crate) fn schedule(&mut self, schedule: &mut Option<Schedule>, phase: Phase, pace: Pace) {
+        if let (Phase::Warmup, Pace::PerSecond(rate)) = (phase, pace) {
+            *schedule = Some(Schedule::new(self.now_ns(), rate));
+        }
+        let over = schedule.take_if(|_| phase == Phase::Finish);
+        if over.is_some_and(|schedule| schedule.is_behind(self.now_ns())) {
+            self.problem("the rate was not kept up");
+        }
     }
 
     /// Counts something that should not happen.
