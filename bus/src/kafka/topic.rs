@@ -60,21 +60,12 @@ fn unreachable(error: &KafkaError) -> TopicError {
 
 /// Makes the topic if it is missing and checks it. Gives what its configuration gives up.
 pub(super) async fn ensure(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
-    let admin = admin(options)?;
-    let mut found = look(&admin, options).await?;
-    if found.partitions == 0 {
-        create(&admin, options, found.brokers).await?;
-        found = look(&admin, options).await?;
-    }
-    let result = judge(&admin, options, &found).await;
-    // Ending a client takes a moment.
-    std::thread::spawn(move || drop(admin));
-    result
+    asked(options, true).await
 }
 
 /// Asks the brokers what the topic gives up, and makes nothing.
 pub(super) async fn check(options: &KafkaOptions) -> Vec<Warning> {
-    match weak_points(options).await {
+    match asked(options, false).await {
         Ok(weak) => {
             let given_up =
                 |weak| Warning::new(format!("Kafka: the topic {} {weak}", options.topic), UNSAFE_MEND);
@@ -97,28 +88,30 @@ pub(super) async fn check(options: &KafkaOptions) -> Vec<Warning> {
 const UNSAFE_MEND: &str = "three brokers, and a topic with 3 copies, min.insync.replicas=2, cleanup.policy=delete and \
                            unclean.leader.election.enable=false; the first node makes it so where it is missing";
 
-async fn weak_points(options: &KafkaOptions) -> Result<Vec<String>, TopicError> {
-    let admin = admin(options)?;
-    let found = look(&admin, options).await?;
-    let result = match found.partitions {
-        0 if found.brokers < REPLICAS && !options.small => Err(too_few(options, found.brokers)),
-        // The first node makes it.
-        0 => Ok(Vec::new()),
-        _ => judge(&admin, options, &found).await,
-    };
+/// What the topic gives up, if it can be used. Where it is missing, it is made or (`makes` is false) nothing is given up.
+async fn asked(options: &KafkaOptions, makes: bool) -> Result<Vec<String>, TopicError> {
+    let admin = common_config(options).create::<AdminClient<DefaultClientContext>>();
+    let admin = Admin::new(admin.map_err(|error| unreachable(&error))?);
+    let result = asked_by(&admin, options, makes).await;
     // Ending a client takes a moment.
     std::thread::spawn(move || drop(admin));
     result
 }
 
-fn admin(options: &KafkaOptions) -> Result<Admin, TopicError> {
-    let admin = common_config(options).create::<AdminClient<DefaultClientContext>>();
-    admin.map(Admin::new).map_err(|error| unreachable(&error))
-}
-
-fn too_few(options: &KafkaOptions, brokers: usize) -> TopicError {
-    let why = format!("cannot be made with {REPLICAS} copies by {brokers} brokers");
-    TopicError::Unsafe { topic: options.topic.clone(), why }
+async fn asked_by(admin: &Admin, options: &KafkaOptions, makes: bool) -> Result<Vec<String>, TopicError> {
+    let mut found = look(admin, options).await?;
+    if found.partitions == 0 {
+        if found.brokers < REPLICAS && !options.small {
+            let why = format!("cannot be made with {REPLICAS} copies by {} brokers", found.brokers);
+            return Err(TopicError::Unsafe { topic: options.topic.clone(), why });
+        }
+        if !makes {
+            return Ok(Vec::new());
+        }
+        create(admin, options, found.brokers).await?;
+        found = look(admin, options).await?;
+    }
+    judge(admin, options, &found).await
 }
 
 type Admin = std::sync::Arc<AdminClient<DefaultClientContext>>;
@@ -152,9 +145,6 @@ async fn look(admin: &Admin, options: &KafkaOptions) -> Result<Found, TopicError
 
 async fn create(admin: &Admin, options: &KafkaOptions, brokers: usize) -> Result<(), TopicError> {
     let topic = options.topic.clone();
-    if brokers < REPLICAS && !options.small {
-        return Err(too_few(options, brokers));
-    }
     let replicas = if options.small { brokers.clamp(1, REPLICAS) } else { REPLICAS };
     let in_sync = if replicas < REPLICAS { 1 } else { REPLICAS_IN_SYNC }.to_string();
     let (message_bytes, retention_ms) =
