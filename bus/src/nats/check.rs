@@ -15,14 +15,9 @@ pub async fn check(options: &NatsOptions) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut reached = None;
     for (host, port) in &options.servers {
-        let (dialled, at) = match &options.addresses {
-            Some(map) => map(host, *port),
-            None => (host.clone(), *port),
-        };
-        let scheme = if options.tls { "tls" } else { "nats" };
         let connected = match connect_options(options, Arc::default()).await {
             Ok(connect) => {
-                connect.connect(format!("{scheme}://{dialled}:{at}")).await.map_err(|error| error.to_string())
+                connect.connect(options.dialed(host, *port)).await.map_err(|error| error.to_string())
             }
             Err(error) => Err(format!("the credentials file cannot be read: {}", error.kind())),
         };

@@ -173,15 +173,10 @@ pub(super) fn refusal(request: &Request) -> Option<Reply> {
 async fn dial(options: &NatsOptions, turn: usize, doubt: Arc<Notify>) -> Result<Client, String> {
     let server = options.servers.get(turn % options.servers.len().max(1));
     let (host, port) = server.ok_or_else(|| "no NATS server is configured".to_owned())?;
-    let (dialled, at) = match &options.addresses {
-        Some(map) => map(host, *port),
-        None => (host.clone(), *port),
-    };
-    let scheme = if options.tls { "tls" } else { "nats" };
     let connect = connect_options(options, doubt).await;
     let connect =
         connect.map_err(|error| format!("the NATS credentials cannot be read: {}", error.kind()))?;
-    let dialling = connect.connect(format!("{scheme}://{dialled}:{at}"));
+    let dialling = connect.connect(options.dialed(host, *port));
     match tokio::time::timeout(Duration::from_millis(2 * CONNECT_MS_MAX), dialling).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => Err(format!("no connection to the NATS server {host}:{port}: {error}")),

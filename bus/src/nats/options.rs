@@ -158,6 +158,15 @@ pub enum UrlError {
 }
 
 impl NatsOptions {
+    /// Where to dial a server.
+    pub(super) fn dialed(&self, host: &str, port: u16) -> String {
+        let (host, port) = match &self.addresses {
+            Some(map) => map(host, port),
+            None => (host.to_owned(), port),
+        };
+        format!("{}://{host}:{port}", if self.tls { "tls" } else { "nats" })
+    }
+
     /// Reads `nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT],HOST[:PORT]…[?PARAMETER=VALUE&…]`; `tls://` demands TLS.
     ///
     /// Parameters: `prefix`, `streams`, `replicas`, `storage` (`file`, `memory`), `interest` (`channels`, `slots`),
