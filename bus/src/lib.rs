@@ -35,6 +35,7 @@ pub mod nonce;
 pub mod position;
 pub mod redis;
 mod runtime;
+mod seldom;
 pub mod sim;
 pub mod slot;
 pub mod suite;

@@ -19,6 +19,7 @@ use super::subjects::Subjects;
 use crate::backend::{BackendEnds, Domain, Reply, Request};
 use crate::backoff::Backoff;
 use crate::nonce::Nonces;
+use crate::seldom::Seldom;
 use crate::types::{BusError, PublishError};
 
 /// The domain of ephemeral channels; stream `n` is domain `n + 1`.
@@ -30,9 +31,6 @@ const CONNECT_MS_MAX: u64 = 1_000;
 /// First and longest pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-
-/// How often an operator is told that there is no connection.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// The client's own check of its connection, beside our canaries.
 const PING: Duration = Duration::from_millis(500);
@@ -97,7 +95,7 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
     };
     node.tell(Reply::Reachable(false)).await;
     let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
-    let mut warned: Option<Instant> = None;
+    let warned = Seldom::default();
     let mut turn = node.nonces.below(node.options.servers.len().max(1) as u64) as usize;
     loop {
         turn = turn.wrapping_add(1);
@@ -105,10 +103,9 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
         let attempt = dial(&node.options, turn, doubt.clone());
         let Some(attempt) = refusing(&mut requests, &node.replies, attempt).await else { return };
         if let Err(why) = &attempt
-            && warned.is_none_or(|at| at.elapsed() >= WARN_EVERY)
+            && warned.is_due()
         {
             tracing::warn!("{why}; it is tried again until it works");
-            warned = Some(Instant::now());
         }
         if let Ok(client) = attempt {
             let begun = Instant::now();

@@ -18,6 +18,7 @@ use crate::lineage::KeptAck;
 use crate::nonce::Nonces;
 use crate::redis::options::RedisOptions;
 use crate::redis::script::Script;
+use crate::seldom::Seldom;
 use crate::types::PublishError;
 
 /// How long a publication is tried again under its id before its answer is `Unknown`. Below what the hub waits for.
@@ -25,9 +26,6 @@ pub(super) const RETRY_MAX: Duration = Duration::from_millis(2_500);
 
 /// Acks kept until replicas have confirmed them. Full: further publishes are answered `Unknown`.
 pub(super) const KEPT_MAX: usize = 262_144;
-
-/// How often operators are told that operations fail.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Bytes of the publications of kept acks. Full: as [`KEPT_MAX`].
 pub(super) const KEPT_BYTES_MAX: usize = 64 << 20;
@@ -70,8 +68,8 @@ pub(super) struct Context {
     kept_count: Cell<usize>,
     kept_bytes: Cell<usize>,
     nonces: RefCell<Nonces>,
-    /// When an operation that failed was last told to the operator.
-    warned: Cell<Option<Instant>>,
+    /// Operations that failed: a server that refuses refuses all of them.
+    pub(super) failures: Seldom,
 }
 
 impl Context {
@@ -89,17 +87,8 @@ impl Context {
             kept_count: Cell::new(0),
             kept_bytes: Cell::new(0),
             nonces: RefCell::new(nonces),
-            warned: Cell::new(None),
+            failures: Seldom::default(),
         }
-    }
-
-    /// Whether operations that fail are to be told again: a server that refuses refuses all of them.
-    pub(super) fn may_warn(&self) -> bool {
-        let due = self.warned.get().is_none_or(|at| at.elapsed() >= WARN_EVERY);
-        if due {
-            self.warned.set(Some(Instant::now()));
-        }
-        due
     }
 
     pub(super) fn nonce(&self) -> u64 {

@@ -114,7 +114,7 @@ impl Session {
             }
             return Ok(());
         }
-        if self.context.may_warn() {
+        if self.context.failures.is_due() {
             tracing::warn!(message, "Redis fails operations");
         }
         match work {
