@@ -293,19 +293,25 @@ mod sentinel {
     }
 }
 
+/// Speaks to a backend as a hub does, once it has reached its servers, with a record to publish.
+fn with_backend(options: RedisOptions, test: impl AsyncFnOnce(HubEnds, bytes::Bytes)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let (mut hub, backend) = ends();
+        tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
+        while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {}
+        let mut record = Vec::new();
+        ringmain_proto::message::Publication { data: b"x", ..Default::default() }.write_record(&mut record);
+        test(hub, record.into()).await;
+    });
+}
+
 /// More at once than one turn of a session takes, positioned and ephemeral: all is answered and all arrives.
 #[test]
 fn a_burst_arrives_whole() {
     const BURST: u64 = 5_000;
     let options = servers::shared_single();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async move {
-        let (HubEnds { requests, mut replies }, backend) = ends();
-        tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
-        while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
-        let mut record = Vec::new();
-        ringmain_proto::message::Publication { data: b"x", ..Default::default() }.write_record(&mut record);
-        let record = bytes::Bytes::from(record);
+    with_backend(options, async |HubEnds { requests, mut replies }, record| {
         let mut whole = 0;
         // Where the server was silent for too long on a busy machine, the burst is made again.
         for attempt in 1..100u64 {
@@ -359,14 +365,7 @@ fn ids_are_known_for_their_time_and_let_go() {
     let server = Server::start(Kind::Redis, servers::ports(1)[0], &[]);
     let options = RedisOptions::from_url(&format!("redis://127.0.0.1:{}", server.port), |_| None).unwrap();
     let options = RedisOptions { ids_window: WINDOW, ids_max: IDS_MAX, ..options };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async move {
-        let (HubEnds { requests, mut replies }, backend) = ends();
-        tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
-        while !matches!(replies.recv().await, Some(Reply::Reachable(true))) {}
-        let mut record = Vec::new();
-        ringmain_proto::message::Publication { data: b"x", ..Default::default() }.write_record(&mut record);
-        let record = bytes::Bytes::from(record);
+    with_backend(options, async |HubEnds { requests, mut replies }, record| {
         let mut calls = 0;
         // Sends them in one turn; gives where each stands, and whether it did before.
         let mut publish = async |ids: Vec<OwnedId>| {
