@@ -1,4 +1,5 @@
-//! What an operator is told again only after a while, for it would be told all the time.
+//! What an operator is told again only after a while, for it would be told all the time. Reads the clock itself, so it
+//! is for backends alone.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -9,9 +9,10 @@ use ringmain::core::metrics::METRICS;
 use ringmain::io::WIRE_METRICS;
 
 /// Layers that take bytes, commands and `now` as arguments. The backends of the bus that speak to a
-/// broker over a socket, and what drives them, are not part of it.
+/// broker over a socket, and what drives and serves them, are not part of it.
 const PURE: &[&str] = &["proto/src", "bus/src", "node/src/core"];
-const BACKENDS: &[&str] = &["bus/src/redis", "bus/src/nats", "bus/src/kafka", "bus/src/runtime.rs"];
+const BACKENDS: &[&str] =
+    &["bus/src/redis", "bus/src/nats", "bus/src/kafka", "bus/src/runtime.rs", "bus/src/seldom.rs"];
 
 /// The only places where `unsafe` may stand. The tests are of the first: only a handler shows that a signal
 /// was raised, and only a filter or a limit of its own shows what a kernel that refuses is told.
