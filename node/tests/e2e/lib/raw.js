@@ -36,8 +36,12 @@ export function frame(opcode, payload, { fin = true, mask = true, rsv = 0, lengt
   return Buffer.concat([Buffer.from(head), key, body]);
 }
 
+/** Those of this file that a failed test may have left open. */
+const open = new Set();
+
 export class Raw {
   constructor(port) {
+    open.add(this);
     this.received = Buffer.alloc(0);
     /** Frames in order: `{ opcode, payload }`. */
     this.frames = [];
@@ -171,6 +175,14 @@ export class Raw {
   }
 
   destroy() {
+    open.delete(this);
     this.socket.destroy();
+  }
+
+  /** For the end of a test, so that one that failed spoils no other. */
+  static destroyAll() {
+    for (const raw of open) {
+      raw.destroy();
+    }
   }
 }

@@ -238,6 +238,6 @@ test('health, readiness and metrics', async () => {
   assert.match(health.version, /^\d+\.\d+\.\d+$/);
   assert.ok(Number.isInteger(health.uptime));
   assert.equal((await node.get('/ready')).status, 200);
-  assert.ok((await node.metric('publications_total')) > 0);
-  assert.ok((await node.metric('messages_in_total')) > 0);
+  await until(async () => (await node.metric('publications_total')) > 0);
+  await until(async () => (await node.metric('messages_in_total')) > 0);
 });
