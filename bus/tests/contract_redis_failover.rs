@@ -283,9 +283,11 @@ mod sentinel {
 
     #[test]
     fn check_warns_of_a_missing_fence() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let local = tokio::task::LocalSet::new();
-        let warnings = local.block_on(&runtime, async { check(&shared_trio()).await });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        let warnings = runtime.block_on(async { check(&shared_trio()).await });
         assert!(
             warnings.iter().any(|warning| warning.mend.contains("min-replicas-to-write")),
             "{warnings:?}"
@@ -295,8 +297,9 @@ mod sentinel {
 
 /// Speaks to a backend as a hub does, once it has reached its servers, with a record to publish.
 fn with_backend(options: RedisOptions, test: impl AsyncFnOnce(HubEnds, bytes::Bytes)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async move {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()).unwrap();
+    runtime.block_on(async move {
         let (mut hub, backend) = ends();
         tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
         while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {}
@@ -397,11 +400,181 @@ fn ids_are_known_for_their_time_and_let_go() {
         assert_eq!(last, (505, false));
         assert_eq!(publish(vec![key("a"), key("a")]).await, [(506, false), (506, true)]);
         assert_eq!(publish(many(1_000)).await[499], (1_006, false));
+        let node = |sequence| OwnedId::Node(1, sequence);
+        assert_eq!(publish(vec![node(1_500), node(1_499)]).await, [(1_007, false), (1_006, true)]);
+        tokio::time::sleep(WINDOW).await;
+        assert_eq!(publish(vec![node(1_500)]).await, [(1_008, false)]);
     });
     let redis::Value::Int(fields) = server.ask("HLEN rm.c:{ids}") else { panic!("no number") };
-    // The state; history and what is removed together; each id with where it stands, and those let go together.
-    let most = 1 + i64::from(ROOM.history_size) + 2 * 128 + 2 * (i64::from(IDS_MAX) + 256);
-    assert!((100..most).contains(&fields), "{fields} fields, {most} at most");
+    // What is one of a kind; chunks of history and those removed together; each key and each chunk's ids.
+    let most = 5 + i64::from(ROOM.history_size) + 2 * 128 + 2 * (i64::from(IDS_MAX) + 256);
+    assert!((5..most).contains(&fields), "{fields} fields, {most} at most");
+}
+
+/// The script against a naive model: groups of all sizes, ids of nodes that rise, fall and come again, keys, reads from
+/// anywhere, small histories, removals. Whatever is kept together, each offset is given out once and read as it was.
+#[test]
+fn history_and_ids_are_what_a_naive_model_says() {
+    const CHANNELS: usize = 3;
+    const SIZES: [u32; CHANNELS] = [1, 40, 700];
+    let server = Server::start(Kind::Redis, servers::ports(1)[0], &[]);
+    let options = RedisOptions::from_url(&format!("redis://127.0.0.1:{}", server.port), |_| None).unwrap();
+    // No id is let go: what the model says of them does not depend on time.
+    let options = RedisOptions { ids_window: Duration::from_secs(3_600), ids_max: 1 << 20, ..options };
+    let target = |channel: usize| {
+        let history_size = SIZES[channel];
+        Target { name: format!("model-{channel}").into(), options: ChannelOptions { history_size, ..ROOM } }
+    };
+    let mut dice = 0x9e37_79b9_7f4a_7c15u64;
+    let mut roll = move |below: u64| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice % below
+    };
+    #[derive(Default)]
+    struct Model {
+        /// With what each offset above 0 was published.
+        data: Vec<String>,
+        floor: u64,
+        ids: std::collections::HashMap<OwnedId, u64>,
+        /// Ids that were used, to be used again.
+        used: Vec<OwnedId>,
+    }
+    let mut models: [Model; CHANNELS] = Default::default();
+    let mut sequences = [0u64; 3];
+    with_backend(options, async |HubEnds { requests, mut replies }, _| {
+        let mut calls = 0;
+        let mut ask = async |requested: Vec<Request>| {
+            let mut answers = std::collections::BTreeMap::new();
+            let count = requested.len();
+            for request in requested {
+                requests.send(request).unwrap();
+            }
+            while answers.len() < count {
+                match replies.recv().await.expect("it runs") {
+                    Reply::Published { call, .. }
+                    | Reply::Read { call, .. }
+                    | Reply::Cleared { call, .. }
+                        if answers.contains_key(&call) =>
+                    {
+                        panic!("{call:?} twice")
+                    }
+                    reply @ (Reply::Published { call, .. }
+                    | Reply::Read { call, .. }
+                    | Reply::Cleared { call, .. }) => {
+                        answers.insert(call, reply);
+                    }
+                    _ => (),
+                }
+            }
+            answers.into_values().collect::<Vec<_>>()
+        };
+        for step in 0..600 {
+            let channel = roll(CHANNELS as u64) as usize;
+            let (model, target, size) = (&mut models[channel], target(channel), u64::from(SIZES[channel]));
+            match roll(10) {
+                0..6 => {
+                    let mut requested = Vec::new();
+                    let mut expected = Vec::new();
+                    let kind = roll(6);
+                    let most = [1, 3, 30, 200][roll(4) as usize];
+                    for _ in 0..=roll(most) {
+                        let node = if kind == 0 { roll(3) as usize } else { channel };
+                        sequences[node] += 1 + roll(3);
+                        let again = (kind < 3 && roll(4) == 0 && !model.used.is_empty()).then(|| {
+                            let back = roll(model.used.len().min(300) as u64) as usize;
+                            model.used[model.used.len() - 1 - back].clone()
+                        });
+                        let id = match again {
+                            Some(id) => id,
+                            None if kind == 1 && roll(3) == 0 => {
+                                OwnedId::Key(format!("key-{}", roll(10_000)).into())
+                            }
+                            None => OwnedId::Node(node as u64 + 1, sequences[node]),
+                        };
+                        let data = format!("{step}-{}", requested.len());
+                        let known = model.ids.get(&id).copied();
+                        let offset = known.unwrap_or_else(|| {
+                            model.data.push(data.clone());
+                            let offset = model.data.len() as u64;
+                            model.ids.insert(id.clone(), offset);
+                            model.used.push(id.clone());
+                            offset
+                        });
+                        expected.push((offset, known.is_some()));
+                        let mut record = Vec::new();
+                        let publication = ringmain_proto::message::Publication {
+                            data: data.as_bytes(),
+                            ..Default::default()
+                        };
+                        publication.write_record(&mut record);
+                        let (call, target) = (Call(calls), target.clone());
+                        calls += 1;
+                        requested.push(Request::Publish { call, target, id, record: record.into() });
+                    }
+                    model.floor = model.floor.max((model.data.len() as u64).saturating_sub(size));
+                    let answers = ask(requested).await.into_iter().map(|reply| match reply {
+                        Reply::Published { result: Ok(accepted), .. } => {
+                            (accepted.position.offset, accepted.repeated)
+                        }
+                        other => panic!("{other:?}"),
+                    });
+                    assert_eq!(answers.collect::<Vec<_>>(), expected, "step {step}, channel {channel}");
+                }
+                6..9 => {
+                    let top = model.data.len() as u64;
+                    let since = (roll(3) > 0).then(|| roll(top + 3));
+                    let (limit, reverse) = ([roll(5), roll(1_000)][roll(2) as usize] as u32, roll(2) == 0);
+                    let (mut after, mut last) = (model.floor, top);
+                    match since {
+                        Some(since) if reverse => last = last.min(since.saturating_sub(1)),
+                        Some(since) => after = after.max(since),
+                        None => (),
+                    }
+                    let mut meant: Vec<u64> = (after + 1..=last).collect();
+                    if reverse {
+                        meant.reverse();
+                    }
+                    let more = meant.len() > limit as usize;
+                    meant.truncate(limit as usize);
+                    let since = since.map(|offset| ringmain_bus::Since { offset, epoch: None });
+                    let query = HistoryQuery { since, limit, reverse };
+                    calls += 1;
+                    let mut answers = ask(vec![Request::Read { call: Call(calls - 1), target, query }]).await;
+                    let Some(Reply::Read { result: Ok(read), .. }) = answers.pop() else {
+                        panic!("{answers:?}")
+                    };
+                    let records = ringmain_proto::record::records(&read.records);
+                    let read_data: Vec<(u64, String)> =
+                        records.map(|one| (one.offset, String::from_utf8_lossy(one.data).into())).collect();
+                    let meant =
+                        meant.into_iter().map(|offset| (offset, model.data[offset as usize - 1].clone()));
+                    assert_eq!(read_data, meant.collect::<Vec<_>>(), "step {step}, {query:?} of {channel}");
+                    assert_eq!(
+                        (read.page.top.offset, read.page.floor, read.page.more),
+                        (top, model.floor, more)
+                    );
+                }
+                _ if roll(8) == 0 => {
+                    calls += 1;
+                    let answers = ask(vec![Request::Clear { call: Call(calls - 1), target }]).await;
+                    assert!(matches!(answers[..], [Reply::Cleared { result: Ok(_), .. }]), "{answers:?}");
+                    model.floor = model.data.len() as u64;
+                }
+                _ => (),
+            }
+        }
+    });
+    assert!(models.iter().all(|model| model.data.len() > 2_000), "too little was published");
+    // The newest channel's history and what is removed together in chunks; its index; what is known of ids.
+    for (channel, model) in models.iter().enumerate() {
+        let key = format!("rm.c:{{model-{channel}}}");
+        let redis::Value::Int(all) = server.ask(&format!("HLEN {key}")) else { panic!("no number") };
+        let keys = model.ids.keys().filter(|id| matches!(id, OwnedId::Key(_))).count();
+        let most = model.data.len() + keys + 300 + SIZES[channel] as usize;
+        assert!(all as usize <= most, "{all} fields in {key}, {most} at most");
+    }
 }
 
 /// P12: a position is kept while its channel is open, however short its time, and goes when it is not.
@@ -431,8 +604,11 @@ mod interest {
         let through = proxies.clone();
         let mut options = options;
         options.addresses = Some(std::sync::Arc::new(move |host, port| through.through(host, port)));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        runtime.block_on(async move {
             let (HubEnds { requests, mut replies }, backend) = ends();
             tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
             let whole = async {
@@ -518,9 +694,11 @@ mod secured {
         let mut options = url(port);
         let wrong = Credentials { username: Some("node".to_owned()), password: Some(Secret("x".to_owned())) };
         options.credentials = wrong;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let local = tokio::task::LocalSet::new();
-        let warnings = local.block_on(&runtime, check(&options));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        let warnings = runtime.block_on(check(&options));
         assert!(warnings[0].what.contains("WRONGPASS"), "{warnings:?}");
         options.credentials.password = Some(Secret("secret".to_owned()));
         works(options);

@@ -49,7 +49,7 @@ use wire::Dialer;
 #[error("{0}")]
 pub struct StartError(String);
 
-/// Runs the backend until the hub's end is dropped. On a [`tokio::task::LocalSet`] of a current-thread runtime.
+/// Runs the backend until the hub's end is dropped. On a [`tokio::runtime::LocalRuntime`].
 ///
 /// # Errors
 ///

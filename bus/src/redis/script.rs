@@ -36,6 +36,9 @@ const PLACES_MAX: usize = 100_000;
 /// About what an operation takes beside its key and what is published.
 const OPERATION_BYTES: usize = 64;
 
+/// Sequences from here on are no numbers to the script.
+const SEQUENCE_MAX: u64 = 1 << 53;
+
 /// Bytes of a publication's place in an answer.
 const PLACE_BYTES: usize = 9;
 
@@ -61,7 +64,7 @@ enum Deed {
     Publish {
         times: Times,
         size: u32,
-        id: Bytes,
+        id: OwnedId,
         envelope: Bytes,
     },
     /// Of an ephemeral one.
@@ -118,7 +121,7 @@ impl Operation {
     /// About how many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
         let bytes = match &self.deed {
-            Deed::Publish { id, envelope, .. } => id.len() + envelope.len(),
+            Deed::Publish { envelope, .. } => envelope.len(),
             Deed::Count { envelope } => envelope.len(),
             Deed::Canary { payload } => payload.len(),
             Deed::Read { .. } | Deed::Clear { .. } => 0,
@@ -184,7 +187,7 @@ impl Script {
     pub(super) fn publish(&self, target: &Target, id: &OwnedId, envelope: Bytes, nonce: Epoch) -> Operation {
         let deed = if target.options.is_positioned() {
             let (times, size) = (Times::of(target), target.options.history_size);
-            Deed::Publish { times, size, id: id_bytes(id), envelope }
+            Deed::Publish { times, size, id: id.clone(), envelope }
         } else {
             Deed::Count { envelope }
         };
@@ -224,53 +227,141 @@ impl Script {
         command
     }
 
-    /// The letter and arguments of operations that go together.
+    /// The arguments of operations that go together.
     fn write(&self, command: &mut Cmd, group: &[Operation]) {
         let Operation { place, nonce, deed } = &group[0];
-        let (unit, nonce) = (&*place.unit, nonce.to_be_bytes());
-        match *deed {
+        let mut parameters = Parameters(Vec::with_capacity(72));
+        match deed {
             Deed::Publish { times, size, .. } => {
-                command.arg("P").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
-                command.arg(size).arg(self.ids_window_ms).arg(self.ids_max).arg(group.len());
+                parameters.begin(b'P', *nonce).times(times).u32(*size);
+                parameters.u64(self.ids_window_ms).u32(self.ids_max).u16(group.len());
+                let (node, first, last) = sequence(group).unwrap_or_default();
+                parameters.u64(node).u64(first).u64(last);
+            }
+            Deed::Count { .. } => parameters.begin(b'E', *nonce).u64(COUNTER_KEEP_MS).u16(group.len()).end(),
+            Deed::Read { times, since, limit, reverse } => {
+                parameters.begin(b'R', *nonce).times(times).u8(since.is_some()).u64(since.unwrap_or(0));
+                parameters.u32(*limit).u8(*reverse);
+            }
+            Deed::Clear { times } => parameters.begin(b'C', *nonce).times(times).end(),
+            Deed::Canary { .. } => parameters.begin(b'K', *nonce).end(),
+        }
+        command.arg(&*place.unit).arg(&parameters.0[..]);
+        match deed {
+            Deed::Publish { .. } => {
+                command.arg(ids(group)).arg(envelopes(group));
             }
             Deed::Count { .. } => {
-                command.arg("E").arg(unit).arg(&nonce).arg(COUNTER_KEEP_MS).arg(group.len());
+                command.arg(envelopes(group));
             }
-            Deed::Read { times, since, limit, reverse } => {
-                command.arg("R").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
-                match since {
-                    Some(since) => command.arg(since),
-                    None => command.arg(""),
-                };
-                command.arg(limit).arg(u8::from(reverse));
+            Deed::Canary { payload } => {
+                command.arg(&payload[..]);
             }
-            Deed::Clear { times } => {
-                command.arg("C").arg(unit).arg(&nonce).arg(times.history).arg(times.keep);
-            }
-            Deed::Canary { ref payload } => {
-                command.arg("K").arg(&nonce).arg(&payload[..]);
-            }
-        }
-        for operation in group {
-            match &operation.deed {
-                Deed::Publish { id, envelope, .. } => command.arg(&id[..]).arg(&envelope[..]),
-                Deed::Count { envelope } => command.arg(&envelope[..]),
-                _ => command,
-            };
+            Deed::Read { .. } | Deed::Clear { .. } => (),
         }
     }
 }
 
-fn id_bytes(id: &OwnedId) -> Bytes {
-    match id {
-        OwnedId::Node(incarnation, sequence) => {
-            let mut bytes = b"n".to_vec();
-            bytes.extend(incarnation.to_be_bytes());
-            bytes.extend(sequence.to_be_bytes());
-            bytes.into()
-        }
-        OwnedId::Key(key) => format!("k{key}").into(),
+/// What an operation is told beside names and publications, as bytes: the script reads them with one call.
+struct Parameters(Vec<u8>);
+
+impl Parameters {
+    fn begin(&mut self, letter: u8, nonce: u64) -> &mut Parameters {
+        self.0.push(letter);
+        self.u64(nonce)
     }
+
+    fn u8(&mut self, number: impl Into<u8>) -> &mut Parameters {
+        self.0.push(number.into());
+        self
+    }
+
+    /// Of at most [`BATCH_MAX`].
+    fn u16(&mut self, number: usize) -> &mut Parameters {
+        self.0.extend((number as u16).to_be_bytes());
+        self
+    }
+
+    fn u32(&mut self, number: u32) -> &mut Parameters {
+        self.0.extend(number.to_be_bytes());
+        self
+    }
+
+    fn u64(&mut self, number: u64) -> &mut Parameters {
+        self.0.extend(number.to_be_bytes());
+        self
+    }
+
+    fn times(&mut self, times: &Times) -> &mut Parameters {
+        self.u64(times.history).u64(times.keep)
+    }
+
+    fn end(&mut self) {}
+}
+
+/// The node whose sequence all ids are of, and the first and last of them, if they rise.
+fn sequence(group: &[Operation]) -> Option<(u64, u64, u64)> {
+    let (mut node, mut first, mut last) = (0, 0, 0);
+    for operation in group {
+        let Deed::Publish { id: OwnedId::Node(incarnation, sequence), .. } = operation.deed else {
+            return None;
+        };
+        if first == 0 {
+            (node, first) = (incarnation, sequence);
+        }
+        if incarnation != node || sequence <= last || sequence >= SEQUENCE_MAX {
+            return None;
+        }
+        last = sequence;
+    }
+    Some((node, first, last))
+}
+
+/// The ids of publications, each behind its length.
+fn ids(group: &[Operation]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(19 * group.len());
+    for operation in group {
+        match &operation.deed {
+            Deed::Publish { id: OwnedId::Node(incarnation, sequence), .. } => {
+                // One that is too high is stored by itself, as a key is.
+                let letter = if *sequence < SEQUENCE_MAX { b'n' } else { b'N' };
+                bytes.extend(17u16.to_be_bytes());
+                bytes.push(letter);
+                bytes.extend(incarnation.to_be_bytes());
+                bytes.extend(sequence.to_be_bytes());
+            }
+            Deed::Publish { id: OwnedId::Key(key), .. } => {
+                bytes.extend((1 + key.len() as u16).to_be_bytes());
+                bytes.push(b'k');
+                bytes.extend(key.as_bytes());
+            }
+            _ => (),
+        }
+    }
+    bytes
+}
+
+/// The envelopes of publications, each behind its length.
+fn envelopes(group: &[Operation]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(group.iter().map(Operation::bytes).sum());
+    for operation in group {
+        if let Deed::Publish { envelope, .. } | Deed::Count { envelope } = &operation.deed {
+            bytes.extend((envelope.len() as u32).to_be_bytes());
+            bytes.extend(&envelope[..]);
+        }
+    }
+    bytes
+}
+
+/// Reads what [`envelopes`] wrote.
+fn envelopes_of(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut envelopes = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (envelope, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        envelopes.push(envelope);
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(envelopes)
 }
 
 /// Which master, and which data of it: another value of either is another life.
@@ -295,7 +386,8 @@ pub(super) enum Answer {
         key: KeyState,
         floor: u64,
         more: bool,
-        entries: Vec<(u64, Vec<u8>)>,
+        /// By offset.
+        entries: Vec<(u64, Bytes)>,
     },
     Cleared {
         key: KeyState,
@@ -322,12 +414,17 @@ pub(super) fn answers(value: Value) -> Option<Vec<Answer>> {
 /// Publications on one channel.
 fn published(bytes: &[u8], answers: &mut Vec<Answer>) -> Option<()> {
     let (letter, rest) = bytes.split_first()?;
-    let (count, rest) = rest.split_at_checked(4)?;
-    let count = u32::from_be_bytes(count.try_into().ok()?) as usize;
+    let (count, rest) = rest.split_first_chunk::<2>()?;
+    let count = usize::from(u16::from_be_bytes(*count));
     if count > BATCH_MAX {
         return None;
     }
     match letter {
+        b'N' => {
+            let (previous, (key, _)) = (u64_at(rest, 0)?, state(&rest[8..])?);
+            let offsets = previous + 1..=previous.checked_add(count as u64)?;
+            answers.extend(offsets.map(|offset| Answer::Published { key, offset, repeated: false }));
+        }
         b'P' => {
             let (places, rest) = rest.split_at_checked(count * PLACE_BYTES)?;
             let (key, _) = state(rest)?;
@@ -352,8 +449,9 @@ fn answer(items: Vec<Value>, answers: &mut Vec<Answer>) -> Option<()> {
         b'R' => {
             let (key, floor) = state(&bytes_of(items.next()?)?)?;
             let more = items.next()? == Value::Int(1);
-            let Value::Array(fields) = items.next()? else { return None };
-            Answer::Page { key, floor, more, entries: entries(fields)? }
+            let span = bytes_of(items.next()?)?;
+            let Value::Array(chunks) = items.next()? else { return None };
+            Answer::Page { key, floor, more, entries: entries(u64_at(&span, 0)?, u64_at(&span, 8)?, chunks)? }
         }
         b'C' => Answer::Cleared { key: state(&bytes_of(items.next()?)?)?.0 },
         b'K' => {
@@ -376,13 +474,18 @@ fn answer(items: Vec<Value>, answers: &mut Vec<Answer>) -> Option<()> {
     Some(())
 }
 
-fn entries(fields: Vec<Value>) -> Option<Vec<(u64, Vec<u8>)>> {
-    let mut entries = Vec::with_capacity(fields.len() / 2);
-    let mut fields = fields.into_iter();
-    while let (Some(offset), Some(envelope)) = (fields.next(), fields.next()) {
-        let offset = u64_at(&bytes_of(offset)?, 0)?;
-        entries.push((offset, bytes_of(envelope)?));
+/// What is in (after, last] of chunks, by offset.
+fn entries(after: u64, last: u64, chunks: Vec<Value>) -> Option<Vec<(u64, Bytes)>> {
+    let mut entries = Vec::new();
+    let mut chunks = chunks.into_iter();
+    while let (Some(start), Some(chunk)) = (chunks.next(), chunks.next()) {
+        let (start, chunk) = (u64_at(&bytes_of(start)?, 0)?, Bytes::from(bytes_of(chunk)?));
+        let meant = (start..)
+            .zip(envelopes_of(&chunk)?)
+            .filter(|(at, _)| (after..last).contains(&at.wrapping_sub(1)));
+        entries.extend(meant.map(|(offset, envelope)| (offset, chunk.slice_ref(envelope))));
     }
+    entries.sort_unstable_by_key(|(offset, _)| *offset);
     Some(entries)
 }
 
@@ -451,14 +554,9 @@ pub(super) fn heard(bytes: &[u8]) -> Option<Heard<'_>> {
     let (key, rest) = rest.get(2..)?.split_at_checked(length)?;
     let (epoch, previous, offset) = (u64_at(rest, 0)?, u64_at(rest, 8)?, u64_at(rest, 16)?);
     let branches = usize::from(*rest.get(24)?);
-    let (branches, mut rest) = rest.get(25..)?.split_at_checked(branches * BRANCH_BYTES)?;
-    let mut envelopes = Vec::new();
-    while let Some((length, after)) = rest.split_first_chunk::<4>() {
-        let (envelope, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-        envelopes.push(envelope);
-        rest = after;
-    }
-    if !rest.is_empty() || offset.checked_sub(previous) != Some(envelopes.len() as u64) {
+    let (branches, rest) = rest.get(25..)?.split_at_checked(branches * BRANCH_BYTES)?;
+    let envelopes = envelopes_of(rest)?;
+    if offset.checked_sub(previous) != Some(envelopes.len() as u64) {
         return None;
     }
     Some(Heard::Message {
@@ -478,11 +576,30 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ids_of_both_kinds_differ() {
-        let key = |text: &str| id_bytes(&OwnedId::Key(text.into()));
-        assert_eq!(id_bytes(&OwnedId::Node(1, 2)).len(), 17);
-        assert_eq!(key("n"), "kn");
-        assert_ne!(key(""), id_bytes(&OwnedId::Node(0, 0)));
+    fn ids_of_all_kinds_differ() {
+        let operations = |ids: &[OwnedId]| -> Vec<Operation> {
+            let times = Times { history: 1, keep: 1 };
+            let deed =
+                |id: &OwnedId| Deed::Publish { times, size: 1, id: id.clone(), envelope: Bytes::new() };
+            let place = Rc::new(Place { key: "k".into(), unit: "k".into(), slot: 0 });
+            ids.iter().map(|id| Operation { place: place.clone(), nonce: 1, deed: deed(id) }).collect()
+        };
+        let node = |sequence| OwnedId::Node(7, sequence);
+        let bytes = |id: OwnedId| ids(&operations(&[id]));
+        assert_eq!(bytes(OwnedId::Key("n".into())), [0, 2, b'k', b'n']);
+        assert_eq!(bytes(node(2))[..3], [0, 17, b'n']);
+        assert_eq!(bytes(node(SEQUENCE_MAX))[..3], [0, 17, b'N']);
+        assert_eq!(sequence(&operations(&[node(2), node(5)])), Some((7, 2, 5)));
+        for ids in [
+            &[node(2), OwnedId::Key("a".into())][..],
+            &[node(2), node(2)],
+            &[node(3), node(2)],
+            &[node(2), OwnedId::Node(8, 3)],
+            &[node(SEQUENCE_MAX)],
+            &[node(0)],
+        ] {
+            assert_eq!(sequence(&operations(ids)), None, "{ids:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Owns: the fate of every operation in flight. Must not know: sockets.
 //! Invariant: an answer of another life of the server, or of its data, is not believed and ends the session (L15).
 
+use bytes::Bytes;
 use redis::Value;
 
 use super::{Ending, Session, Work, give_back};
@@ -70,7 +71,7 @@ impl Session {
                     give_back(&self.context, Work::Read { call, target, query }, true).await;
                     return Err(Ending::because("another life"));
                 }
-                let result = page(&query, &key, floor, more, &entries);
+                let result = page(&query, &key, floor, more, entries);
                 self.ears.stand(&target.name, key.place());
                 self.context.tell(Reply::Read { call, result }).await;
                 Ok(())
@@ -242,7 +243,7 @@ fn page(
     key: &KeyState,
     floor: u64,
     more: bool,
-    entries: &[(u64, Vec<u8>)],
+    mut entries: Vec<(u64, Bytes)>,
 ) -> Result<ReadPage, BusError> {
     if let Some(since) = query.since
         && let Some(epoch) = since.epoch
@@ -255,9 +256,12 @@ fn page(
         }
     }
     let mut records = Vec::new();
+    if query.reverse {
+        entries.reverse();
+    }
     for (offset, entry) in entries {
-        match envelope::decode(entry) {
-            Ok(envelope) if append_record(&mut records, *offset, &envelope.record) => (),
+        match envelope::decode(&entry) {
+            Ok(envelope) if append_record(&mut records, offset, &envelope.record) => (),
             Ok(_) => tracing::warn!("history holds what is no record"),
             Err(error) => tracing::warn!(%error, "history holds what is not read here"),
         }
