@@ -79,7 +79,7 @@ pub async fn check(options: &KafkaOptions) -> Vec<Warning> {
     topic::check(options).await
 }
 
-/// Runs the backend until the hub is gone. On the control thread, in its `LocalSet`.
+/// Runs the backend until the hub is gone. On the control thread, in its [`tokio::runtime::LocalRuntime`].
 pub async fn run(options: KafkaOptions, ends: BackendEnds) {
     let BackendEnds { mut requests, replies } = ends;
     let (mut backend, mut delivered) = Backend::new(options);

@@ -74,7 +74,7 @@ pub(super) struct Node {
     reachable: bool,
 }
 
-/// Runs a node's bus until the hub ends. On a tokio `LocalSet`.
+/// Runs a node's bus until the hub ends. On a [`tokio::runtime::LocalRuntime`].
 pub async fn run(options: NatsOptions, ends: BackendEnds) {
     let BackendEnds { mut requests, replies } = ends;
     let mut nonces = Nonces::new(seed());

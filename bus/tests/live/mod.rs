@@ -229,8 +229,11 @@ impl Node {
         let losses = Arc::new(Losses::default());
         let (losing, stopped) = (losses.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            tokio::task::LocalSet::new().block_on(&runtime, async move {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(Default::default())
+                .unwrap();
+            runtime.block_on(async move {
                 let (hub_ends, backend_ends) = ends();
                 tokio::task::spawn_local(start(backend_ends));
                 tokio::select! {

@@ -57,7 +57,10 @@ impl Backend {
 
     /// Asks the broker what its configuration gives up, for at most 15 s. Changes nothing there.
     pub fn check(&self) -> Vec<Warning> {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+        {
             Ok(runtime) => runtime,
             Err(error) => {
                 return vec![Warning::new(format!("the broker cannot be asked: {error}"), "try again")];
@@ -71,7 +74,7 @@ impl Backend {
             }
         };
         let limited = async { tokio::time::timeout(CHECK_MAX, asked).await };
-        let warnings = tokio::task::LocalSet::new().block_on(&runtime, limited);
+        let warnings = runtime.block_on(limited);
         // What a client left to finish may take its time elsewhere.
         runtime.shutdown_background();
         warnings.unwrap_or_else(|_| {

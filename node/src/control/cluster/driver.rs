@@ -518,8 +518,11 @@ mod tests {
 
     #[test]
     fn what_the_api_asks_reaches_the_other_node_and_back() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        tokio::task::LocalSet::new().block_on(&runtime, async {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .expect("a runtime");
+        runtime.block_on(async {
             let two = two();
             let (router, handle) = &two.nodes[0];
             until(async || two.nodes.iter().all(|(_, handle)| handle.figures().peers == 1)).await;

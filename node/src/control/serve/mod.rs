@@ -117,10 +117,11 @@ pub fn run(resolved: Resolved) -> Result<ExitCode, Failure> {
     if let Some(error) = plan.refusal() {
         return Err(error.into());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
     let runtime = runtime.map_err(system("start the control plane"))?;
-    // The broker's client stays on this thread, and so do its tasks.
-    let ending = tokio::task::LocalSet::new().block_on(&runtime, node(&plan))?;
+    // The broker's client stays on this thread, and so do its tasks. Not a `LocalSet`: each of its wake-ups is a
+    // system call.
+    let ending = runtime.block_on(node(&plan))?;
     // Connections to the admin port are cut here; nobody is served by them any more.
     drop(runtime);
     Ok(match ending {
