@@ -11,8 +11,9 @@
 //!
 //! This module owns the loop that connects them. Must not know: what messages mean.
 //!
-//! A channel lives in the partition that its name's hash gives. A node reads the partitions in which it has
-//! subscribers or has published lately, and one more, by which it knows that the brokers are there. All readers apply
+//! A channel lives in the partition that its name gives: users' channels by their slot, what all nodes hear in the
+//! first, which every node reads and by which it knows that the brokers are there. A node reads the other partitions in
+//! which it has subscribers or has published lately. All readers apply
 //! the same messages in the same order, so positions, predecessors and repeats are the same at all of them. Offsets
 //! are the partition's, so a channel's are sparse; a publish is answered when it was read back: then all replicas in
 //! sync have it. A domain is a partition.
@@ -43,6 +44,9 @@ pub use options::KafkaOptions;
 use partition::{Act, Partition, Phase, SendError, Shared, refuse};
 use session::{Delivered, Fetched, Session};
 pub use topic::TopicError;
+
+/// The partition that every node reads.
+const HOME: usize = 0;
 
 /// Grain of deadlines, in milliseconds.
 const TICK_MS: u64 = 25;
@@ -138,8 +142,6 @@ async fn fetched(session: Option<&Session>) -> Fetched {
 struct Backend {
     shared: Shared,
     partitions: Vec<Partition>,
-    /// Read even if no channel needs it.
-    home: usize,
     session: Option<Session>,
     sessions: u64,
     delivered: UnboundedSender<Delivered>,
@@ -158,14 +160,12 @@ impl Backend {
         let (delivered, reports) = mpsc::unbounded_channel();
         let options = Arc::new(options);
         let seed = getrandom::u64().unwrap_or_else(|_| clock_seed());
-        let mut shared = Shared::new(options.clone(), seed);
-        let home = shared.nonces.below(u64::from(options.partitions.max(1))) as usize;
+        let shared = Shared::new(options.clone(), seed);
         let partitions =
             (0..options.partitions.max(1)).map(|index| Partition::new(index, &options)).collect();
         let backend = Backend {
             shared,
             partitions,
-            home,
             session: None,
             sessions: 0,
             delivered,
@@ -297,7 +297,7 @@ impl Backend {
         let reachable = self.session.is_some()
             && match self.partitions.iter().any(Partition::is_lost) {
                 true => self.partitions.iter().any(|partition| partition.is_answering(now_ms)),
-                false => self.partitions[self.home].phase() == Phase::Live,
+                false => self.partitions[HOME].phase() == Phase::Live,
             };
         if self.reachable.replace(reachable) != Some(reachable) {
             self.shared.replies.push_back(Reply::Reachable(reachable));
@@ -310,7 +310,7 @@ impl Backend {
         self.tick_ms = now_ms + TICK_MS;
         let has_client = self.session.is_some();
         if has_client {
-            self.partitions[self.home].hold_open(&mut self.shared, now_ms);
+            self.partitions[HOME].hold_open(&mut self.shared, now_ms);
         }
         let mut is_silent = false;
         for partition in &mut self.partitions {

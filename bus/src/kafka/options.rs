@@ -120,6 +120,11 @@ pub enum UrlError {
 }
 
 impl KafkaOptions {
+    /// Groups of slots that a node reads as one: slot `s` is of group `s` modulo this, at least 1.
+    pub fn slot_groups(&self) -> u32 {
+        super::wire::slot_partitions(self.partitions)
+    }
+
     /// The defaults, for these brokers.
     pub fn new(brokers: Vec<String>) -> KafkaOptions {
         KafkaOptions {

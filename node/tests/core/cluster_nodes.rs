@@ -47,6 +47,7 @@ fn options(node: usize) -> ClusterOptions {
         name: format!("node-{node}"),
         address: format!("node-{node}.example:8000"),
         capacity: 100,
+        slot_groups: 4_096,
         shards: 2,
         ticket_key: Some(Secret("key".into())),
     }

@@ -2,7 +2,8 @@
 //!
 //! Every user has two connections. A message to a user is larger than all else that is said meanwhile and does not
 //! compress, so what nodes receive from the broker, by the size of the messages, is how often a message reached a node.
-//! Anywhere means that each connection is on a node of its own choice, as behind a balancer that knows nothing.
+//! Anywhere means that each connection is on a node of its own choice, as behind a balancer that knows nothing. On some
+//! brokers a node hears what it publishes, so messages are published by one node, and by all in turn.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -42,6 +43,8 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Serialize)]
 struct Reach {
     users: &'static str,
+    /// Nodes that publish, in turn.
+    publishers: usize,
     messages: u64,
     /// Messages that arrived at connections.
     deliveries: u64,
@@ -54,26 +57,31 @@ struct Reach {
 pub(super) fn run(args: &CrossArgs, progress: &ProgressBar) -> Result<(Table, Value), CommandError> {
     let nodes = start(args)?;
     let openings = Openings::new(Some(SECRET)).map_err(|error| CommandError::Usage(error.to_string()))?;
-    let placed = await_places(&nodes, args.users)?;
+    // Others each time, for a node stays interested in those who have left, for a while.
+    let rounds =
+        [("placed", true, 1), ("anywhere", false, 1), ("placed", true, NODES), ("anywhere", false, NODES)];
+    let placed = await_places(&nodes, rounds.len() as u64 * args.users)?;
     let mut table = Table::new();
     table.set_header([
         "users",
+        "published by",
         "messages",
         "deliveries",
         "nodes per message",
         "bus bytes received per message",
     ]);
     let mut results = Vec::new();
-    // Others each time, for a node stays interested in those who have left, for a while.
-    for (users, is_placed, first) in [("placed", true, 0), ("anywhere", false, args.users)] {
+    for ((users, is_placed, publishers), first) in rounds.into_iter().zip((0..).step_by(args.users as usize))
+    {
         progress.set_message(format!("users {users}"));
         let at = |user: u64, device: u64| match is_placed {
             true => placed[user as usize],
             false => anywhere(user, device),
         };
-        let reach = measure(&nodes, &openings, users, first..first + args.users, at)?;
+        let reach = measure(&nodes, &openings, (users, publishers), first..first + args.users, at)?;
         table.add_row([
             users.to_owned(),
+            format!("{publishers} of {NODES}"),
             reach.messages.to_string(),
             reach.deliveries.to_string(),
             format!("{:.2}", reach.nodes_per_message),
@@ -129,7 +137,7 @@ fn place(node: &Server, user: u64) -> Option<usize> {
 fn measure(
     nodes: &[Server],
     openings: &Openings,
-    title: &'static str,
+    (title, publishers): (&'static str, usize),
     users: Range<u64>,
     at: impl Fn(u64, u64) -> usize,
 ) -> Result<Reach, CommandError> {
@@ -147,7 +155,7 @@ fn measure(
     let received = || sockets::outward(&pids, &served).ok_or_else(unknown);
     let before = received()?;
     for user in users.clone() {
-        if let Some(api) = &nodes[user as usize % NODES].api {
+        if let Some(api) = &nodes[user as usize % publishers].api {
             api.publish(&format!("user:{}", user_name(user)), &noise(user))?;
         }
     }
@@ -162,6 +170,7 @@ fn measure(
     let count = users.end - users.start;
     Ok(Reach {
         users: title,
+        publishers,
         messages: count,
         deliveries,
         nodes_per_message: bytes / (count as f64 * MESSAGE_BYTES as f64),

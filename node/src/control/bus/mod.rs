@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::config::sections::{BusDurability, BusInterest};
 use super::config::{BusConfig, BusUrl};
 use super::state::NodeState;
+use crate::core::cluster::SLOTS;
 use crate::core::config::CoreConfig;
 use crate::io::Waker;
 
@@ -53,6 +54,14 @@ impl Backend {
                 .map_err(|error| error.to_string()),
         };
         backend.map(Some)
+    }
+
+    /// Groups of the slots of users that it gives a node together ([`ClusterOptions`](super::cluster::ClusterOptions)).
+    pub fn slot_groups(&self) -> u32 {
+        match self {
+            Self::Redis(_) | Self::Nats(_) => u32::from(SLOTS),
+            Self::Kafka(options) => options.slot_groups(),
+        }
     }
 
     /// Asks the broker what its configuration gives up, for at most 15 s. Changes nothing there.

@@ -490,6 +490,7 @@ mod tests {
                 address: format!("{name}.example"),
                 name,
                 capacity: 1,
+                slot_groups: u32::from(crate::core::cluster::SLOTS),
                 shards: 2,
                 ticket_key: Some(crate::core::config::Secret("key".to_owned())),
             };

@@ -65,6 +65,8 @@ pub struct ClusterOptions {
     pub address: String,
     /// The node's share of users, relative to others.
     pub capacity: u32,
+    /// Groups of slots that the bus gives a node together; [`SLOTS`] and more: none.
+    pub slot_groups: u32,
     /// Shards of this node.
     pub shards: u16,
     /// Signs tickets; the same on every node. `None`: no placement.
@@ -577,6 +579,6 @@ impl Cluster {
             nodes.push((name.clone(), address.clone()));
             ring.push(RingNode { key, capacity });
         }
-        (nodes, Ring::new(&ring))
+        (nodes, Ring::new(&ring, options.slot_groups))
     }
 }

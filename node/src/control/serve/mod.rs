@@ -23,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::drain::Ending;
 use self::shards::{OwnPort, Shards};
 use super::admin::{self, Access, AdminOptions};
+use super::bus::Backend;
 use super::check::Plan;
 use super::check::facts::Facts;
 use super::cli::say;
@@ -218,6 +219,7 @@ fn join_cluster(
         },
         address: config.address.clone().unwrap_or_default(),
         capacity: config.capacity,
+        slot_groups: plan.backend.as_ref().map_or(1, Backend::slot_groups),
         shards: plan.shards,
         ticket_key: config.ticket_key.clone(),
     };
