@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringmain_proto::time::Now;
-use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{Notify, mpsc};
 
 use crate::backend::{Reply, Request};
@@ -46,6 +46,14 @@ pub fn ends() -> (HubEnds, BackendEnds) {
     let (requests, requested) = mpsc::unbounded_channel();
     let (replies, replied) = mpsc::channel(REPLIES_MAX);
     (HubEnds { requests, replies: replied }, BackendEnds { requests: requested, replies })
+}
+
+/// Tells the hub, and waits for room. A hub that is gone needs no answer: the backend ends with its requests.
+pub(crate) async fn tell(replies: &mpsc::Sender<Reply>, reply: Reply) {
+    // Almost always there is room, and a reply is large: the way of waiting copies it several times.
+    if let Err(TrySendError::Full(reply)) = replies.try_send(reply) {
+        let _ = Box::pin(replies.send(reply)).await;
+    }
 }
 
 /// Runs a hub until the backend ends. `commands` is notified by the ports; `told` sees the hub after every turn (its

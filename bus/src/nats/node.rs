@@ -19,6 +19,7 @@ use super::subjects::Subjects;
 use crate::backend::{BackendEnds, Domain, Reply, Request};
 use crate::backoff::Backoff;
 use crate::nonce::Nonces;
+use crate::runtime::tell;
 use crate::seldom::Seldom;
 use crate::types::{BusError, PublishError};
 
@@ -224,8 +225,7 @@ pub(super) async fn connect_options(
 
 impl Node {
     pub(super) async fn tell(&self, reply: Reply) {
-        // The hub ended: the requests' end says so too.
-        let _ = self.replies.send(reply).await;
+        tell(&self.replies, reply).await;
     }
 
     /// Says that a domain is lost, once.

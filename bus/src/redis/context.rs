@@ -18,6 +18,7 @@ use crate::lineage::KeptAck;
 use crate::nonce::Nonces;
 use crate::redis::options::RedisOptions;
 use crate::redis::script::Script;
+use crate::runtime::tell;
 use crate::seldom::Seldom;
 use crate::types::PublishError;
 
@@ -102,8 +103,7 @@ impl Context {
 
     /// Tells the hub, and waits for room.
     pub(super) async fn tell(&self, reply: Reply) {
-        // A hub that is gone needs no answer; the backend ends with its requests.
-        let _ = self.replies.send(reply).await;
+        tell(&self.replies, reply).await;
     }
 
     /// A publication failed after it was sent or tried: it is tried again if its id allows, else it is unknown.

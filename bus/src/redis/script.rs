@@ -375,12 +375,13 @@ pub(super) struct Life {
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Published {
-        key: KeyState,
+        /// One for all that were published together.
+        key: Rc<KeyState>,
         offset: u64,
         repeated: bool,
     },
     Counted {
-        key: KeyState,
+        key: Rc<KeyState>,
     },
     Page {
         key: KeyState,
@@ -423,19 +424,24 @@ fn published(bytes: &[u8], answers: &mut Vec<Answer>) -> Option<()> {
         b'N' => {
             let (previous, (key, _)) = (u64_at(rest, 0)?, state(&rest[8..])?);
             let offsets = previous + 1..=previous.checked_add(count as u64)?;
-            answers.extend(offsets.map(|offset| Answer::Published { key, offset, repeated: false }));
+            let key = Rc::new(key);
+            answers.extend(offsets.map(|offset| Answer::Published {
+                key: key.clone(),
+                offset,
+                repeated: false,
+            }));
         }
         b'P' => {
             let (places, rest) = rest.split_at_checked(count * PLACE_BYTES)?;
-            let (key, _) = state(rest)?;
+            let key = Rc::new(state(rest)?.0);
             for place in places.chunks_exact(PLACE_BYTES) {
                 let (offset, repeated) = (u64_at(place, 1)?, place[0] == 1);
-                answers.push(Answer::Published { key, offset, repeated });
+                answers.push(Answer::Published { key: key.clone(), offset, repeated });
             }
         }
         b'E' => {
             let (key, _) = state(rest)?;
-            answers.extend(std::iter::repeat_n(Answer::Counted { key }, count));
+            answers.extend(std::iter::repeat_n(Answer::Counted { key: Rc::new(key) }, count));
         }
         _ => return None,
     }

@@ -65,7 +65,7 @@ pub struct ClusterOptions {
     pub address: String,
     /// The node's share of users, relative to others.
     pub capacity: u32,
-    /// Groups of slots that the bus gives a node together; [`SLOTS`] and more: none.
+    /// Groups of slots that the bus gives a node together; 4,096 and more: none.
     pub slot_groups: u32,
     /// Shards of this node.
     pub shards: u16,
