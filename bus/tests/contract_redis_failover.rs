@@ -577,6 +577,62 @@ fn history_and_ids_are_what_a_naive_model_says() {
     }
 }
 
+/// A page ends before it is too large for the server to build, and the next goes on there, from both ends.
+#[test]
+fn pages_of_large_publications_are_cut_and_go_on() {
+    const COUNT: u64 = 60;
+    const BYTES: usize = 200_000;
+    with_backend(servers::shared_single(), async |HubEnds { requests, mut replies }, _| {
+        let target =
+            Target { name: "large-pages".into(), options: ChannelOptions { history_size: 100, ..ROOM } };
+        let mut noise = 0x9e37_79b9_7f4a_7c15u64;
+        for sequence in 1..=COUNT {
+            let mut data = vec![0; BYTES];
+            for byte in &mut data {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                *byte = b'a' + (noise >> 59) as u8 % 26;
+            }
+            let mut record = Vec::new();
+            ringmain_proto::message::Publication { data: &data, ..Default::default() }
+                .write_record(&mut record);
+            let (id, record) = (OwnedId::Node(9, sequence), record.into());
+            requests
+                .send(Request::Publish { call: Call(sequence), target: target.clone(), id, record })
+                .unwrap();
+        }
+        let mut answered = 0;
+        while answered < COUNT {
+            if let Reply::Published { result, .. } = replies.recv().await.expect("it runs") {
+                answered += u64::from(result.expect("it can be reached").position.offset > 0);
+            }
+        }
+        for reverse in [false, true] {
+            let (mut since, mut offsets, mut pages) = (None, Vec::new(), 0);
+            loop {
+                let query = HistoryQuery { since, limit: 1_000, reverse };
+                requests.send(Request::Read { call: Call(1_000), target: target.clone(), query }).unwrap();
+                let read = loop {
+                    if let Reply::Read { result, .. } = replies.recv().await.expect("it runs") {
+                        break result.expect("it can be reached");
+                    }
+                };
+                offsets.extend(ringmain_proto::record::records(&read.records).map(|one| one.offset));
+                pages += 1;
+                if !read.page.more {
+                    break;
+                }
+                since = offsets.last().map(|offset| ringmain_bus::Since { offset: *offset, epoch: None });
+            }
+            let mut expected: Vec<u64> = (1..=COUNT).collect();
+            if reverse {
+                expected.reverse();
+            }
+            assert_eq!(offsets, expected);
+            assert!((3..=COUNT).contains(&pages), "{pages} pages");
+        }
+    });
+}
+
 /// P12: a position is kept while its channel is open, however short its time, and goes when it is not.
 #[test]
 fn an_open_channel_keeps_its_position() {

@@ -25,7 +25,8 @@ pub struct KafkaOptions {
     pub topic: String,
     /// Its partitions. A channel's partition follows from its name and this number, so a topic that has another
     /// number is refused. More of them give more and smaller requests, and each has its canary; one carries some ten
-    /// thousand messages a second.
+    /// thousand messages a second. The first is for what every node hears. Users are placed by the others, so some ten
+    /// for each node spread them evenly and let a node read only its own.
     pub partitions: u32,
     /// One broker is enough: one copy of everything, and what that broker's disk loses is lost. Without it, three
     /// copies, two of which confirm each publish, and no election of a replica that is behind, or the topic is refused.

@@ -405,15 +405,15 @@ function operations.R(key, channel, parameters)
     if reverse == 1 then after = last - limit else last = after + limit end
   end
   local starts = last > after and starts_between(key, after + 1, last) or {}
-  local from, to, step = 1, #starts, 1
-  if reverse == 1 then from, to, step = to, from, -1 end
-  for i = from, to, step do
-    local chunk = call('HGET', key, 'o' .. bytes8(starts[i]))
+  if reverse == 1 then
+    for i = 1, floor(#starts / 2) do starts[i], starts[#starts + 1 - i] = starts[#starts + 1 - i], starts[i] end
+  end
+  for i, chunk in each_of(key, 'o', starts) do
     if chunk then
       bytes = bytes + #chunk
       if bytes > PAGE_BYTES and #page > 0 then
         more = 1
-        if reverse == 1 then after = starts[i + 1] - 1 else last = starts[i] - 1 end
+        if reverse == 1 then after = starts[i - 1] - 1 else last = starts[i] - 1 end
         break
       end
       page[#page + 1] = bytes8(starts[i])

@@ -423,11 +423,10 @@ fn published(bytes: &[u8], answers: &mut Vec<Answer>) -> Option<()> {
     match letter {
         b'N' => {
             let (previous, (key, _)) = (u64_at(rest, 0)?, state(&rest[8..])?);
-            let offsets = previous + 1..=previous.checked_add(count as u64)?;
-            let key = Rc::new(key);
-            answers.extend(offsets.map(|offset| Answer::Published {
+            let (key, before) = (Rc::new(key), previous..previous.checked_add(count as u64)?);
+            answers.extend(before.map(|before| Answer::Published {
                 key: key.clone(),
-                offset,
+                offset: before + 1,
                 repeated: false,
             }));
         }
@@ -486,9 +485,9 @@ fn entries(after: u64, last: u64, chunks: Vec<Value>) -> Option<Vec<(u64, Bytes)
     let mut chunks = chunks.into_iter();
     while let (Some(start), Some(chunk)) = (chunks.next(), chunks.next()) {
         let (start, chunk) = (u64_at(&bytes_of(start)?, 0)?, Bytes::from(bytes_of(chunk)?));
-        let meant = (start..)
-            .zip(envelopes_of(&chunk)?)
-            .filter(|(at, _)| (after..last).contains(&at.wrapping_sub(1)));
+        let envelopes = envelopes_of(&chunk)?;
+        let end = start.checked_add(envelopes.len() as u64)?;
+        let meant = (start..end).zip(envelopes).filter(|(at, _)| after < *at && *at <= last);
         entries.extend(meant.map(|(offset, envelope)| (offset, chunk.slice_ref(envelope))));
     }
     entries.sort_unstable_by_key(|(offset, _)| *offset);
@@ -637,9 +636,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_message_panics(bytes: Vec<u8>) {
+        fn no_message_panics(bytes: Vec<u8>, start: [u8; 8], count in 0u16..200, letter in prop::sample::select(b"NPE".to_vec())) {
             let _ = heard(&bytes);
             let _ = state(&bytes);
+            let answer = [&[letter][..], &count.to_be_bytes(), &bytes].concat();
+            let _ = published(&answer, &mut Vec::new());
+            let chunk = [start.to_vec(), bytes].map(Value::BulkString).to_vec();
+            let _ = entries(0, u64::MAX, chunk);
+        }
+
+        #[test]
+        fn a_page_is_cut_as_it_was_meant(after in 0u64..50, length in 0u64..50, sizes in prop::collection::vec(1usize..9, 0..9)) {
+            let last = after + length;
+            let mut chunks = Vec::new();
+            let mut top = 0u64;
+            for size in sizes {
+                let mut chunk = Vec::new();
+                for offset in top + 1..=top + size as u64 {
+                    chunk.extend(1u32.to_be_bytes());
+                    chunk.push(offset as u8);
+                }
+                chunks.insert(0, [Value::BulkString((top + 1).to_be_bytes().to_vec()), Value::BulkString(chunk)]);
+                top += size as u64;
+            }
+            let read = entries(after, last, chunks.concat()).expect("a page");
+            let expected: Vec<u64> = (after + 1..=last.min(top)).collect();
+            prop_assert_eq!(read.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), expected);
+            prop_assert!(read.iter().all(|(offset, envelope)| envelope[..] == [*offset as u8]));
         }
     }
 }

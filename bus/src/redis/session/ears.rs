@@ -216,10 +216,10 @@ impl Session {
                 if envelopes.is_empty() {
                     self.arrived(&name, ephemeral, at(offset), offset, Bytes::new()).await;
                 }
-                for (envelope, offset) in envelopes.into_iter().zip(previous + 1..) {
+                for (envelope, before) in envelopes.into_iter().zip(previous..) {
                     match open_envelope(&bytes, envelope) {
                         Some(record) => {
-                            self.arrived(&name, ephemeral, at(offset), offset - 1, record).await;
+                            self.arrived(&name, ephemeral, at(before + 1), before, record).await;
                         }
                         None => self.context.tell(Reply::Doubt { name: name.clone() }).await,
                     }
