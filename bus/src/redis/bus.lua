@@ -195,7 +195,11 @@ end
 -- Lets go what is older than the history's time: a search, for times never fall. The oldest alone is looked at first.
 local function expire(s, key, ttl)
   if s.floor >= s.top or s.oldest + ttl > now then return end
-  local starts = starts_between(key, s.floor + 1, s.top)
+  local starts, span, bound = nil, GONE_MAX, nil
+  repeat
+    bound, span = math.min(s.top, s.floor + span), 8 * span
+    starts = starts_between(key, s.floor + 1, bound)
+  until bound == s.top or (#starts > 0 and time_of(key, starts[#starts]) + ttl > now)
   local low, high = 1, #starts + 1
   local middle = low
   while low < high do
@@ -257,13 +261,27 @@ local function nodes_with(key, node, window)
   return table.concat(kept)
 end
 
--- Where the ids of all nodes stand that are still known.
-local function stored_ids(s, key)
-  local found = {}
-  local starts = s.ids < s.top and starts_between(key, s.ids + 1, s.top) or {}
-  for i, ids in each_of(key, 'j', starts) do
-    for n, id in ipairs(ids and parts(ids, 10, '>I2') or {}) do
-      found[id] = bytes8(starts[i] + n - 1) .. sub(ids, 1, 8)
+-- Where ids of nodes stand; `lowest` is the lowest sequence that is looked for, by node. From the newest back: what was
+-- stored before a chunk that came unopened is lower than its ids, so where that one begins below, the node is done.
+local function stored_ids(s, key, window, lowest)
+  local found, left, last = {}, 0, s.top
+  for _ in pairs(lowest) do left = left + 1 end
+  while left > 0 and last > s.ids do
+    local starts = starts_between(key, math.max(s.ids + 1, last - 4 * BLOCK), last)
+    if #starts == 0 then break end
+    last = starts[1] - 1
+    for i = 1, floor(#starts / 2) do starts[i], starts[#starts + 1 - i] = starts[#starts + 1 - i], starts[i] end
+    for i, ids in each_of(key, 'j', starts) do
+      if left == 0 or (ids and unpack_from('>I8', ids) + window <= now) then return found end
+      local node = ids and byte(ids, 9) == 0 and sub(ids, 13, 20)
+      if ids and (not node or (lowest[node] and unpack_from('>I8', ids, #ids - 7) >= lowest[node])) then
+        for n, id in ipairs(parts(ids, 10, '>I2')) do
+          found[id] = found[id] or bytes8(starts[i] + n - 1) .. sub(ids, 1, 8)
+        end
+      end
+      if node and lowest[node] and unpack_from('>I8', ids, 21) <= lowest[node] then
+        lowest[node], left = nil, left - 1
+      end
     end
   end
   return found
@@ -273,7 +291,13 @@ end
 -- many these are, fields to be stored, and each one's answer.
 local function sift(s, key, window, most, ids, envelopes, stamp)
   local new_ids, new_envelopes, fields, places, new, highs, count = {}, {}, {}, {}, {}, {}, 0
-  local stored, previous = nil, s.top
+  local stored, previous, lowest = nil, s.top, {}
+  for _, id in ipairs(ids) do
+    if sub(id, 1, 1) == 'n' then
+      local node, sequence = sub(id, 2, 9), unpack_from('>I8', id, 10)
+      lowest[node] = math.min(lowest[node] or sequence, sequence)
+    end
+  end
   for i, id in ipairs(ids) do
     local node, sequence, seen = nil, nil, new[id]
     if sub(id, 1, 1) ~= 'n' then
@@ -285,7 +309,7 @@ local function sift(s, key, window, most, ids, envelopes, stamp)
         highs[node] = high and unpack_from('>I8', high) or -1
       end
       if sequence <= highs[node] then
-        stored = stored or stored_ids(s, key)
+        stored = stored or stored_ids(s, key, window, lowest)
         seen = stored[id]
       end
     end
@@ -304,10 +328,8 @@ local function sift(s, key, window, most, ids, envelopes, stamp)
         if highs[node] < 0 then
           call('HSET', key, 'H', nodes_with(key, node, window))
         end
-        if sequence > highs[node] then
-          highs[node] = sequence
-          call('HSET', key, 'h' .. node, bytes8(sequence) .. stamp)
-        end
+        highs[node] = math.max(highs[node], sequence)
+        call('HSET', key, 'h' .. node, bytes8(highs[node]) .. stamp)
       else
         fields[#fields + 1] = 'i' .. id
         fields[#fields + 1] = new[id]
@@ -379,6 +401,11 @@ end
 function operations.E(key, channel, parameters, envelopes)
   local nonce, keep, count = unpack_from('>c8I8I2', parameters, 2)
   local s = touch(call('HGET', key, 'm'), nonce, keep)
+  if s.low < s.top then
+    -- It had positions before: what is left of them would stay.
+    call('UNLINK', key)
+    s.renew = true
+  end
   local previous = s.top
   local top = previous + count
   s.top, s.floor, s.ids, s.gone, s.low, s.last, s.dirty = top, top, top, top, top, now, true
