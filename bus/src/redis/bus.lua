@@ -98,6 +98,11 @@ local function each_of(key, letter, of)
   end
 end
 
+local function reverse_order(list)
+  local length = #list
+  for i = 1, floor(length / 2) do list[i], list[length + 1 - i] = list[length + 1 - i], list[i] end
+end
+
 -- The first block in which a chunk that is kept may begin.
 local function block_after(low)
   return floor((low + 1) / BLOCK)
@@ -270,7 +275,7 @@ local function stored_ids(s, key, window, lowest)
     local starts = starts_between(key, math.max(s.ids + 1, last - 4 * BLOCK), last)
     if #starts == 0 then break end
     last = starts[1] - 1
-    for i = 1, floor(#starts / 2) do starts[i], starts[#starts + 1 - i] = starts[#starts + 1 - i], starts[i] end
+    reverse_order(starts)
     for i, ids in each_of(key, 'j', starts) do
       if left == 0 or (ids and unpack_from('>I8', ids) + window <= now) then return found end
       local node = ids and byte(ids, 9) == 0 and sub(ids, 13, 20)
@@ -432,9 +437,7 @@ function operations.R(key, channel, parameters)
     if reverse == 1 then after = last - limit else last = after + limit end
   end
   local starts = last > after and starts_between(key, after + 1, last) or {}
-  if reverse == 1 then
-    for i = 1, floor(#starts / 2) do starts[i], starts[#starts + 1 - i] = starts[#starts + 1 - i], starts[i] end
-  end
+  if reverse == 1 then reverse_order(starts) end
   for i, chunk in each_of(key, 'o', starts) do
     if chunk then
       bytes = bytes + #chunk
