@@ -8,7 +8,9 @@
 //!
 //! # Positioned channels (`history_size > 0`)
 //!
-//! - **P1 one order.** All ports get the arrivals of a channel in one order, that of their offsets.
+//! - **P1 one order.** All ports get the arrivals of a channel in one order, that of their offsets. What one port
+//!   published and was accepted stands in the order of its asking, over an outage too; only where a broker refuses a part
+//!   of what is on its way (a leader that changes) may what it took come before what is tried again.
 //! - **P2 no silent gap.** At a port, what an open channel is told is a chain: each arrival's `previous` is
 //!   the offset of the arrival before it, the first one's the position that `open` answered. Where that
 //!   cannot be held, [`Event::Gap`] or [`Event::EpochChanged`] comes first and the chain goes on from its

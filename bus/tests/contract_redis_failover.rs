@@ -359,6 +359,40 @@ fn a_burst_arrives_whole() {
     });
 }
 
+/// What waits for the server to come back under its id is stored before what is asked from then on.
+#[test]
+fn publications_keep_their_order_over_an_outage() {
+    let mut server = Server::start(Kind::Redis, servers::ports(1)[0], &[]);
+    let options = RedisOptions::from_url(&format!("redis://127.0.0.1:{}", server.port), |_| None).unwrap();
+    with_backend(options, async |HubEnds { requests, mut replies }, record| {
+        let target = Target { name: "waits".into(), options: ROOM };
+        // On a busy machine the server may come back so late that the first is given up.
+        for round in 0..20 {
+            let publish = |number: u64| {
+                let (target, id, record) = (target.clone(), OwnedId::Node(round, number), record.clone());
+                requests.send(Request::Publish { call: Call(number), target, id, record }).unwrap();
+            };
+            server.pause();
+            publish(1);
+            while !matches!(replies.recv().await, Some(Reply::Lost { .. })) {}
+            server.kill();
+            server.restart();
+            while !matches!(replies.recv().await, Some(Reply::Back { .. })) {}
+            publish(2);
+            let mut places = std::collections::BTreeMap::new();
+            while places.len() < 2 {
+                if let Reply::Published { call, result } = replies.recv().await.expect("it runs") {
+                    places.insert(call.0, result.map(|accepted| accepted.position.offset));
+                }
+            }
+            if let [Ok(first), Ok(second)] = [places[&1], places[&2]] {
+                return assert_eq!([first, second], [1, 2]);
+            }
+        }
+        panic!("it was never tried again in time");
+    });
+}
+
 /// P6: an id is known again within its window, also among those it was sent with; after its time, or when too many came
 /// behind it, it names another publication, and takes no room.
 #[test]

@@ -149,6 +149,8 @@ impl Router {
                     live.is_up = true;
                 }
                 tracing::info!(domain = domain.0, "a Redis master can be reached");
+                // Before anything that is asked from now on: publications keep the order in which they were asked.
+                self.retry().await;
                 self.back(domain).await;
             }
             Word::Ended { domain, reason } => {

@@ -159,8 +159,11 @@ impl Link {
         self.reachable
     }
 
-    /// The port sends.
+    /// The port sends. Into a connection that was cut, though it does not know yet, it sends in vain.
     pub(super) fn request(&mut self, now_ms: u64, request: Request) {
+        if !self.connected {
+            return;
+        }
         let at_ms = self.arrival_ms(now_ms);
         self.requests.send(at_ms, (self.connection, request));
     }

@@ -25,6 +25,41 @@ fn judged<C: Faults>(probe: &mut Probe<C>, name: &str, position: Position) -> Ju
     judge(Since { offset: position.offset, epoch: Some(position.epoch) }, &page)
 }
 
+/// P1: a node publishes all the time while the broker goes and comes: what is accepted stands in the order of its asking.
+pub fn p1_what_waits_for_the_broker_keeps_its_order(cluster: impl Faults) {
+    let mut probe = Probe::new(cluster);
+    let name = probe.name("p1-outage");
+    let mut asked = Vec::new();
+    let mut publish_until = |probe: &mut Probe<_>, health: Health, more: u32| {
+        let mut left = more;
+        while left > 0 {
+            asked.push(probe.send_publish(0, &name, &ROOM));
+            probe.run_for(4);
+            left -= u32::from(probe.health(0) == health);
+        }
+    };
+    for paused in [true, false] {
+        publish_until(&mut probe, Health::Up, 5);
+        if paused {
+            probe.cluster.pause_broker();
+        } else {
+            probe.cluster.kill_broker();
+        }
+        publish_until(&mut probe, Health::Down, 2);
+        probe.cluster.restore_broker();
+        publish_until(&mut probe, Health::Up, 20);
+    }
+    probe.settle_up();
+    let mut last = Position::NONE;
+    for token in asked {
+        let Ok(accepted) = probe.published(0, token) else { continue };
+        let position = accepted.position;
+        assert!(position.epoch != last.epoch || position.offset > last.offset, "{position:?} after {last:?}");
+        last = position;
+    }
+    assert!(last.offset > 0);
+}
+
 /// P2: arrivals lost in the middle are read from history; nobody is told anything.
 pub fn p2_a_hole_is_filled_from_history(cluster: impl Faults) {
     let mut probe = Probe::new(cluster);

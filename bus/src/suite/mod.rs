@@ -190,6 +190,7 @@ macro_rules! contract_suite_late {
 macro_rules! contract_suite_faults {
     ($cluster:expr) => {
         $crate::contract_tests!($cluster;
+            p1_what_waits_for_the_broker_keeps_its_order,
             p2_a_hole_is_filled_from_history,
             p2_a_long_hole_is_filled_from_history,
             p2_a_lost_tail_is_found_without_a_later_message,
