@@ -3,10 +3,11 @@
 //! Owns: publishes in flight, their repeats and answers. Must not know: subscriptions' confirmations.
 //!
 //! A positioned publication goes into its stream under its id (`Nats-Msg-Id`), many at a time; without an answer it
-//! is sent again under the same id, and the window of the stream makes it one. An ephemeral one is
-//! never sent again; it is accepted when an echo that was sent behind it has come back.
+//! is sent again under the same id, and the window of the stream makes it one. While a stream refuses, what is asked
+//! waits with what was refused, and all goes again in the order of its asking. An ephemeral one is never sent again; it
+//! is accepted when an echo that was sent behind it has come back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,24 +53,33 @@ struct Flight {
     open: bool,
 }
 
+impl Flight {
+    /// What it is if nothing more is heard of it.
+    fn given_up(&self) -> PublishError {
+        if self.in_doubt || self.open { PublishError::Unknown } else { PublishError::Unavailable }
+    }
+}
+
 /// Positioned publishes in flight.
 #[derive(Default)]
 pub(super) struct Publishes {
-    flights: HashMap<u64, Flight>,
+    /// By number, in the order of their asking.
+    flights: BTreeMap<u64, Flight>,
     drawn: u64,
+    /// Streams that refused, and until when nothing is sent there.
+    held: HashMap<u16, Instant>,
     /// Reads and clears under way.
     walking: HashMap<Call, (u16, bool)>,
 }
 
 impl Publishes {
-    /// Takes out the publishes of a stream.
-    pub(super) fn fail(&mut self, stream: u16) -> Vec<Call> {
-        let mut failed = Vec::new();
-        self.flights.retain(|_, flight| {
-            failed.extend((flight.stream == stream).then_some(flight.call));
-            flight.stream != stream
-        });
+    /// Takes out the publishes of a stream, as their answers.
+    pub(super) fn fail(&mut self, stream: u16) -> Vec<Reply> {
+        self.held.remove(&stream);
+        let failed = self.flights.extract_if(.., |_, flight| flight.stream == stream);
         failed
+            .map(|(_, flight)| Reply::Published { call: flight.call, result: Err(flight.given_up()) })
+            .collect()
     }
 
     /// Takes out the reads and clears of a stream, as their answers.
@@ -128,6 +138,7 @@ impl Life<'_> {
         let payload = envelope::encode(&target.name, &record, Meta::default());
         let stream = self.stream_of(&target.name);
         let now = Instant::now();
+        let held = self.publishes.held.get(&stream).copied();
         self.publishes.drawn += 1;
         let number = self.publishes.drawn;
         let flight = Flight {
@@ -137,12 +148,14 @@ impl Life<'_> {
             stream,
             payload,
             begun: now,
-            again: now,
+            again: held.unwrap_or(now),
             in_doubt: false,
             open: false,
         };
         self.publishes.flights.insert(number, flight);
-        self.attempt(number).await;
+        if held.is_none() {
+            self.attempt(number).await;
+        }
     }
 
     fn check(&self, id: &OwnedId, record: &Bytes) -> Result<(), PublishError> {
@@ -207,14 +220,16 @@ impl Life<'_> {
     }
 
     async fn acked(&mut self, number: u64, result: Result<Ack, ApiError>) {
-        let Some(flight) = self.publishes.flights.get_mut(&number) else { return };
+        let Publishes { flights, held, .. } = &mut self.publishes;
+        let Some(flight) = flights.get_mut(&number) else { return };
         let ack = match result {
             Ok(ack) => ack,
             Err(error) => {
                 tracing::debug!(%error, "a publication was not taken");
                 flight.open = false;
                 flight.in_doubt |= !is_passing(&error);
-                flight.again = Instant::now() + Duration::from_millis(REFUSED_MS);
+                let again = || Instant::now() + Duration::from_millis(REFUSED_MS);
+                flight.again = *held.entry(flight.stream).or_insert_with(again);
                 return;
             }
         };
@@ -231,6 +246,7 @@ impl Life<'_> {
     }
 
     pub(super) async fn look_after_publishes(&mut self, now: Instant) {
+        self.publishes.held.retain(|_, until| *until > now);
         let due = |flight: &Flight| {
             flight.again <= now || now - flight.begun > Duration::from_millis(PUBLISH_MS_MAX)
         };
@@ -248,10 +264,9 @@ impl Life<'_> {
                 self.attempt(number).await;
                 continue;
             }
-            let error = if flight.in_doubt { PublishError::Unknown } else { PublishError::Unavailable };
-            let call = flight.call;
+            let reply = Reply::Published { call: flight.call, result: Err(flight.given_up()) };
             self.publishes.flights.remove(&number);
-            self.node.tell(Reply::Published { call, result: Err(error) }).await;
+            self.node.tell(reply).await;
         }
     }
 

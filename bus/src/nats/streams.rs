@@ -14,7 +14,7 @@ use super::life::{In, Life};
 use super::tops::Tops;
 use super::wire::Record;
 use crate::backend::{Domain, Reply};
-use crate::types::{BusError, PublishError};
+use crate::types::BusError;
 
 /// Time before a barrier that failed is tried again, in milliseconds.
 const BARRIER_AGAIN_MS: u64 = 100;
@@ -153,11 +153,9 @@ impl Life<'_> {
         for call in self.confirm.fail(domain) {
             self.node.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
         }
-        for reply in self.publishes.fail_walks(stream) {
+        let [walks, publishes] = [self.publishes.fail_walks(stream), self.publishes.fail(stream)];
+        for reply in walks.into_iter().chain(publishes) {
             self.node.tell(reply).await;
-        }
-        for call in self.publishes.fail(stream) {
-            self.node.tell(Reply::Published { call, result: Err(PublishError::Unknown) }).await;
         }
     }
 }
