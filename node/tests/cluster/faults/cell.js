@@ -2,6 +2,9 @@
 //
 // Owns: the course of a cell and its measurements. Must not know: how faults are made, what is right.
 
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+
 import { Cluster, openNamespace, until } from '../lib/cluster.js';
 import { FAULTS } from './list.js';
 import { add, clashes, judge } from './oracle.js';
@@ -67,7 +70,8 @@ export async function runCell(bus, fault, { rate = 50, keep = false, verbose = f
   }
   await run.stop();
   if (wrong && keep) {
-    say(`kept: ${cluster.brokers.state}`);
+    writeFileSync(path.join(cluster.brokers.state, 'clients.json'), JSON.stringify(run.story(), null, 1));
+    say(`kept: ${cluster.brokers.state}, with all that clients sent and saw in clients.json`);
     await Promise.all(cluster.nodes.map((node) => node.stop('SIGKILL')));
   } else {
     await cluster.stop();
@@ -208,10 +212,10 @@ class Run {
       const sent = this.publishers.flatMap((publisher) => publisher.sent.get(channel) ?? []);
       const logs = this.subscribers.map(({ channels }) => channels.get(channel).log);
       for (const [index, log] of logs.entries()) {
-        const judged = judge(log, sent);
+        const judged = judge(log, sent, logs.filter((other) => other !== log));
         judged.examples = judged.examples.map((example) => ({ channel, subscriber: index + 1, ...example }));
         const lost = { [channel.startsWith('kept') ? 'lostKept' : 'lostPassing']: judged.lostTold };
-      add(total, { ...judged, ...lost });
+        add(total, { ...judged, ...lost });
       }
       const double = clashes([...logs, sent.filter(({ epoch }) => epoch)]);
       add(total, { clashes: double.length, examples: double.map(([epoch, offset, ...what]) => ({ channel, epoch, offset, what })) });
@@ -233,6 +237,15 @@ class Run {
       mendedAfterMs: this.#since(this.mendedAt),
       readiness: this.readiness.map((changes) =>
         changes.map(({ ready, at }) => `${ready ? 'green' : 'red'} ${this.#since(at) / 1_000}`).join(', ')),
+    };
+  }
+
+  /** All that was sent and seen. */
+  story() {
+    const clients = (list, what) => list.map((client) => ({ name: client.name, ...what(client) }));
+    return {
+      publishers: clients(this.publishers, ({ sent }) => ({ sent: Object.fromEntries(sent) })),
+      subscribers: clients(this.subscribers, ({ channels }) => ({ channels: Object.fromEntries(channels) })),
     };
   }
 

@@ -9,13 +9,17 @@
 // come later. A publisher numbers what it sends to a channel 1, 2, 3, …, in the order of sending. So what is missing lies between
 // its neighbours of the same publisher, and it was told if a "told" stands between them. Every publisher's last
 // number arrives everywhere (the run waits for that), so there is always a neighbour behind. Where the position that
-// was acknowledged is known, its neighbours in the stream are taken instead: repeats leave the order of numbers.
+// was acknowledged is known, or where another subscriber saw it, its neighbours in the stream are taken instead: what a
+// client or a node repeats leaves the order of numbers.
 
 const key = ({ publisher, n }) => `${publisher} ${n}`;
 const session = ({ publisher, session: number }) => `${publisher} ${number}`;
 
-/** Numbers of one channel at one subscriber. `sent` is what publishers know: `{ publisher, n, outcome }`. */
-export function judge(log, sent) {
+/**
+ * Numbers of one channel at one subscriber. `sent` is what publishers know: `{ publisher, n, outcome }`, and where it
+ * was acknowledged so `{ epoch, offset }`. `others` are the logs of the channel's other subscribers.
+ */
+export function judge(log, sent, others = []) {
   const counts = { delivered: 0, lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0, examples: [] };
   const note = (what, entry) => {
     counts[what] += 1;
@@ -27,14 +31,16 @@ export function judge(log, sent) {
   counts.delivered = seen.size;
   const byPublisher = neighbours(log);
   const toldBefore = countTold(log);
+  const elsewhere = places(others, log);
   for (const publication of sent) {
     const here = seen.has(key(publication));
     if (publication.outcome === 'refused' && here) {
       note('ghosts', publication);
     }
     if (publication.outcome === 'acked' && !here) {
-      const [from, to] = publication.epoch
-        ? aroundPosition(log, publication)
+      const place = publication.epoch ? publication : elsewhere.get(key(publication));
+      const [from, to] = place
+        ? aroundPosition(log, place)
         : around(byPublisher.get(publication.publisher) ?? [], publication, log.length);
       note(toldBefore[to] > toldBefore[from] ? 'lostTold' : 'lostSilent', publication);
     }
@@ -82,6 +88,13 @@ function neighbours(log) {
   }
   found.forEach((list) => list.sort((a, b) => a.n - b.n));
   return found;
+}
+
+/** Where others saw what, in epochs that this log knows; what was seen twice, where it was seen last. */
+function places(others, log) {
+  const epochs = new Set(log.map(({ epoch }) => epoch).filter(Boolean));
+  const positioned = others.flat().filter(({ epoch }) => epochs.has(epoch));
+  return new Map(positioned.toSorted((a, b) => a.at - b.at).map((entry) => [key(entry), entry]));
 }
 
 /**

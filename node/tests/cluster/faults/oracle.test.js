@@ -11,9 +11,9 @@ const plain = (n, publisher = 'p') => ({ publisher, n, offset: 0 });
 const sent = (...outcomes) => outcomes.map((outcome, index) => ({ publisher: 'p', n: index + 1, outcome }));
 const acked = (count) => sent(...Array(count).fill('acked'));
 
-function check(name, log, published, expected) {
+function check(name, log, published, expected, others) {
   test(name, () => {
-    const { examples, ...counts } = judge(log, published);
+    const { examples, ...counts } = judge(log, published, others);
     const nothing = { lostTold: 0, lostSilent: 0, doubles: 0, reordered: 0, ghosts: 0 };
     assert.deepEqual(counts, { delivered: counts.delivered, ...nothing, ...expected });
     const { lostTold: _, ...bad } = expected;
@@ -62,6 +62,11 @@ check('a position in the order of a repeat', [told, at(2, 1), at(1, 2), at(4, 4)
 check('a position of a lost epoch', [at(1), told, at(3, 2, 'f')], placed(1, 2), { lostTold: 1 });
 check('a position of a lost epoch without a word', [at(1), at(3, 2, 'f'), told], placed(1, 2), { lostSilent: 1 });
 check('a position of an epoch never seen', [at(3, 1, 'f'), told], placed(1), { lostTold: 1 });
+
+const repeated = [[at(1), at(3, 2), at(2, 3), at(4)]];
+check('lost and told, where others saw it before a repeat', [at(1), told, at(2, 3), at(4)], acked(4), { lostTold: 1 }, repeated);
+check('lost in silence, where others saw it before a repeat', [at(1), at(2, 3), told, at(4)], acked(4), { lostSilent: 1 }, repeated);
+check('others saw it in an epoch that is not known here', [at(1), told, at(2), at(4)], acked(4), { lostSilent: 1 }, [[at(3, 3, 'f')]]);
 
 test('a name that stands for two publications', () => {
   assert.deepEqual(clashes([[at(1), at(2)], [at(1), told, at(3, 2)]]), [['e', 2, 'p 2', 'p 3']]);

@@ -242,7 +242,7 @@ class Seen {
     this.subscriptions += 1;
     const again = this.subscriptions > 1;
     if (again && !(asked && recovered)) {
-      this.log.push({ told: epoch ? 'not recovered' : 'subscribed anew' });
+      this.log.push({ told: epoch ? 'not recovered' : 'subscribed anew', top: { epoch, offset }, at: performance.now() });
     }
     // A recovered position may be named in a later epoch: its offsets go on.
     this.offset = again && asked && recovered ? this.offset : 0;
@@ -254,8 +254,9 @@ class Seen {
 
   take({ data, offset = 0 }) {
     const [publisher, n, session] = data;
-    this.log.push({ publisher, n, session, offset, epoch: this.epoch });
-    this.times.push(performance.now());
+    const at = performance.now();
+    this.log.push({ publisher, n, session, offset, epoch: this.epoch, at });
+    this.times.push(at);
     this.offset = offset || this.offset;
     this.newest.set(publisher, Math.max(n, this.newest.get(publisher) ?? 0));
   }
