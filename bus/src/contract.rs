@@ -20,7 +20,8 @@
 //!   trimmed, expired or cleared. One that the broker lost afterwards is told: `Gap` or `EpochChanged` at
 //!   every port where the channel is open, and a position that counted on it is not recoverable.
 //! - **P5 unknown is said.** A publish whose answer never came is [`PublishError::Unknown`], never a
-//!   temporary error. Published again under the same id it stands in the stream once.
+//!   temporary error. Published again under the same key it stands in the stream once; an id that a node drew
+//!   is published once.
 //! - **P6 idempotency.** Within the window (size and time, the backend's options) a publish under a key
 //!   that its channel has seen answers what the first one did, with `repeated`, and adds nothing. A
 //!   position and the keys that led to it live and die together.

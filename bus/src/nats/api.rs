@@ -72,6 +72,16 @@ struct Failure {
     description: String,
 }
 
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> ApiError {
+        match failure.err_code {
+            NO_MESSAGE | NO_STREAM => ApiError::NotFound,
+            WRONG_LAST_SEQUENCE => ApiError::Conflict,
+            code => ApiError::Refused { code, text: failure.description },
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Answer {
     error: Option<Failure>,
@@ -87,6 +97,7 @@ pub(super) struct Ack {
 
 #[derive(Debug, Deserialize)]
 struct RawAck {
+    error: Option<Failure>,
     #[serde(default)]
     seq: u64,
     #[serde(default)]
@@ -429,14 +440,7 @@ async fn request(client: &Client, subject: String, body: Bytes, ms_max: u64) -> 
 
 fn check(payload: &[u8]) -> Result<(), ApiError> {
     let answer: Answer = serde_json::from_slice(payload).map_err(|_| ApiError::Malformed)?;
-    match answer.error {
-        None => Ok(()),
-        Some(failure) => Err(match failure.err_code {
-            NO_MESSAGE | NO_STREAM => ApiError::NotFound,
-            WRONG_LAST_SEQUENCE => ApiError::Conflict,
-            code => ApiError::Refused { code, text: failure.description },
-        }),
-    }
+    answer.error.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
 /// Reads what a stream answers to a publish.
@@ -444,12 +448,12 @@ pub(super) fn read_ack(answer: &async_nats::Message) -> Result<Ack, ApiError> {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(ApiError::Nobody);
     }
-    check(&answer.payload)?;
     let ack: RawAck = serde_json::from_slice(&answer.payload).map_err(|_| ApiError::Malformed)?;
-    if ack.seq == 0 {
-        return Err(ApiError::Malformed);
+    match ack {
+        RawAck { error: Some(failure), .. } => Err(failure.into()),
+        RawAck { seq: 0, .. } => Err(ApiError::Malformed),
+        RawAck { seq, duplicate, .. } => Ok(Ack { sequence: seq, repeated: duplicate }),
     }
-    Ok(Ack { sequence: ack.seq, repeated: ack.duplicate })
 }
 
 /// `2026-11-21T19:55:16.123456789Z` as milliseconds since 1970; any offset other than `Z` is `None`.

@@ -189,7 +189,7 @@ pub fn p5_unknown_published_again_stands_once(cluster: impl Faults) {
     let (name, last) = (probe.name("p5-again"), probe.last());
     probe.open(last, &name, &ROOM);
     for (sequence, fault) in (1..).zip([false, true, false, true]) {
-        let id = PublicationId::Node { incarnation: !probe.cluster.run_id(), sequence };
+        let key = format!("again-{sequence}");
         let data = probe.data(0, &name);
         let mut result = Err(PublishError::Unknown);
         let mut attempts = 0;
@@ -197,7 +197,7 @@ pub fn p5_unknown_published_again_stands_once(cluster: impl Faults) {
             if attempts == 0 && fault {
                 probe.cluster.lose_answers(0, 1);
             }
-            let token = probe.send_publish_as(0, &name, &ROOM, id, &data);
+            let token = probe.send_publish_as(0, &name, &ROOM, PublicationId::Key(&key), &data);
             if attempts == 0 && !fault {
                 probe.run_for(sequence);
                 probe.cluster.cut(0);
