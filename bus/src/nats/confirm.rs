@@ -112,7 +112,7 @@ impl Life<'_> {
             peers.extend(self.node.living(Instant::now()));
             let ask = wire::write(&Ask { incarnation: self.node.incarnation, number });
             let (subject, reply) = (self.node.subjects.sync(), format!("{}.c", self.inbox));
-            self.send(subject, Some(reply), None, ask.into()).await;
+            self.send(subject, Some(reply.into()), None, ask.into()).await;
         }
         self.confirm.round = Some(Round { number, calls, streams, peers, spoken: HashMap::new() });
     }

@@ -6,12 +6,14 @@
 //! and barriers are tasks that report into the same queue. Invariants: nothing of a domain is told after its loss and
 //! before its return; a task of a life that is over finds nobody to report to.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::subject::ToSubject;
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel};
 use tokio::task::JoinHandle;
@@ -79,8 +81,6 @@ pub(super) enum In {
     },
     Heart(Message),
     Asked(Message),
-    /// An answer to something of ours.
-    Answer(Message),
     Passed {
         stream: u16,
         result: Result<Believed, ApiError>,
@@ -149,11 +149,12 @@ impl Drop for Life<'_> {
 impl<'n> Life<'n> {
     pub(super) fn new(node: &'n mut Node, client: Client, doubt: Arc<Notify>) -> Life<'n> {
         let (incoming, received) = channel(INCOMING_MAX);
-        let now = Instant::now();
+        let (now, inbox) = (Instant::now(), client.new_inbox());
         let streams = (0..node.subjects.streams()).map(|_| StreamLife::new(now)).collect();
         let expected = node.living(node.alive);
         Life {
-            inbox: client.new_inbox(),
+            publishes: Publishes::new(&inbox),
+            inbox,
             node,
             client,
             incoming,
@@ -167,7 +168,6 @@ impl<'n> Life<'n> {
             ticked: now,
             channels: Channels::default(),
             confirm: Confirm::default(),
-            publishes: Publishes::default(),
             echoes: Echoes::default(),
             suspects: Suspects::default(),
             keeping: Keeping::default(),
@@ -180,6 +180,7 @@ impl<'n> Life<'n> {
     /// Lives until the connection is lost or the hub ends.
     pub(super) async fn run(mut self, requests: &mut UnboundedReceiver<Request>) -> End {
         let Some(mut received) = self.received.take() else { return End::Lost };
+        let Some(mut answers) = self.open(format!("{}.>", self.inbox)).await else { return End::Lost };
         self.listen().await;
         self.pulse().await;
         let mut tick = tokio::time::interval(Duration::from_millis(TICK_MS));
@@ -196,6 +197,14 @@ impl<'n> Life<'n> {
                     }
                     for request in asked.drain(..) {
                         self.request(request).await;
+                    }
+                }
+                answer = answers.next() => {
+                    let Some(answer) = answer else { break End::Lost };
+                    self.answer(&answer).await;
+                    for _ in 1..TURN_MAX {
+                        let Some(Some(answer)) = answers.next().now_or_never() else { break };
+                        self.answer(&answer).await;
                     }
                 }
                 _ = received.recv_many(&mut batch, TURN_MAX) => {
@@ -219,8 +228,6 @@ impl<'n> Life<'n> {
 
     /// The subscriptions that every life has.
     async fn listen(&mut self) {
-        let inbox = format!("{}.>", self.inbox);
-        self.forward(inbox, In::Answer).await;
         let (heart, sync) = (self.node.subjects.heart(), self.node.subjects.sync());
         self.forward(heart, In::Heart).await;
         self.forward(sync, In::Asked).await;
@@ -238,18 +245,21 @@ impl<'n> Life<'n> {
         }
     }
 
+    async fn open(&mut self, subject: String) -> Option<Subscriber> {
+        let subscribed = self.client.subscribe(subject);
+        let subscribed = tokio::time::timeout(Duration::from_millis(ROOM_MS_MAX), subscribed).await;
+        let messages = subscribed.ok().and_then(Result::ok);
+        self.broken |= messages.is_none();
+        messages
+    }
+
     /// Subscribes, and brings what comes into the loop until the task is aborted.
     pub(super) async fn subscribe(
         &mut self,
         subject: String,
         wrap: impl Fn(Message) -> In + 'static,
     ) -> Option<JoinHandle<()>> {
-        let subscribed = self.client.subscribe(subject);
-        let room = Duration::from_millis(ROOM_MS_MAX);
-        let Ok(Ok(mut messages)) = tokio::time::timeout(room, subscribed).await else {
-            self.broken = true;
-            return None;
-        };
+        let mut messages = self.open(subject).await?;
         let incoming = self.incoming.clone();
         Some(tokio::task::spawn_local(async move {
             while let Some(message) = messages.next().await {
@@ -263,24 +273,30 @@ impl<'n> Life<'n> {
     /// Sends to the server; if there is no room for long, the connection is lost.
     pub(super) async fn send(
         &mut self,
-        subject: String,
-        reply: Option<String>,
+        subject: impl ToSubject,
+        reply_to: Option<Subject>,
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) {
-        let client = self.client.clone();
-        let sending = async {
-            match (reply, headers) {
+        let client = &self.client;
+        let mut sending = pin!(async {
+            match (reply_to, headers) {
                 (None, None) => client.publish(subject, payload).await,
                 (None, Some(headers)) => client.publish_with_headers(subject, headers, payload).await,
-                (Some(reply), None) => client.publish_with_reply(subject, reply, payload).await,
-                (Some(reply), Some(headers)) => {
-                    client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+                (Some(reply_to), None) => client.publish_with_reply(subject, reply_to, payload).await,
+                (Some(reply_to), Some(headers)) => {
+                    client.publish_with_reply_and_headers(subject, reply_to, headers, payload).await
                 }
             }
+        });
+        let sent = match sending.as_mut().now_or_never() {
+            Some(sent) => sent.is_ok(),
+            None => {
+                let room = tokio::time::timeout(Duration::from_millis(ROOM_MS_MAX), sending);
+                matches!(room.await, Ok(Ok(())))
+            }
         };
-        let sent = tokio::time::timeout(Duration::from_millis(ROOM_MS_MAX), sending).await;
-        self.broken |= !matches!(sent, Ok(Ok(())));
+        self.broken |= !sent;
     }
 
     /// Runs a task that reports into the loop, when it is its turn.
@@ -311,11 +327,15 @@ impl<'n> Life<'n> {
     }
 
     fn is_up(&self, request: &Request) -> bool {
-        let (Request::Subscribe { target, .. }
-        | Request::Unsubscribe { target }
-        | Request::Publish { target, .. }
-        | Request::Read { target, .. }
-        | Request::Clear { target, .. }) = request;
+        let target = match request {
+            // Looked after when its stream is known.
+            Request::Publish { target, .. } if target.options.is_positioned() => return true,
+            Request::Subscribe { target, .. }
+            | Request::Unsubscribe { target }
+            | Request::Publish { target, .. }
+            | Request::Read { target, .. }
+            | Request::Clear { target, .. } => target,
+        };
         if target.options.is_positioned() {
             let stream = self.stream_of(&target.name);
             matches!(self.streams[usize::from(stream)].step, Step::Up)
@@ -347,7 +367,6 @@ impl<'n> Life<'n> {
             In::Record { stream, message } => self.record(stream, &message).await,
             In::Heart(message) => self.heart(&message).await,
             In::Asked(message) => self.asked(message).await,
-            In::Answer(message) => self.answer(&message).await,
             In::Passed { stream, result } => self.passed(stream, result).await,
             In::Read { call, result } => self.handle_read(call, result).await,
             In::Tops { stream, number, result } => self.tops_listed(stream, number, result).await,

@@ -54,6 +54,7 @@ pub mod options;
 mod publish;
 mod pulse;
 mod read;
+mod replies;
 mod streams;
 mod subjects;
 mod tops;

@@ -13,13 +13,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 
 use super::api::{Ack, ApiError, read_ack};
 use super::life::{In, Life};
 use super::pulse::is_passing;
 use super::read::Place;
+use super::replies::{Replies, ReplyTo};
+use super::streams::Step;
 use super::wire::{self, Told};
 use crate::backend::{Call, OwnedId, ReadPage, Reply, Target};
 use crate::envelope::{self, Meta};
@@ -40,10 +42,21 @@ const _: () = assert!(PUBLISH_MS_MAX < COMMAND_MS_MAX);
 /// Largest part of a message that is not the record, in bytes: envelope and headers.
 const OVERHEAD_BYTES_MAX: usize = 8 << 10;
 
+/// Channels whose subject is kept. When there are more, all are made anew.
+const SUBJECTS_MAX: usize = 65_536;
+
+/// Where a channel is stored.
+#[derive(Clone)]
+struct Stored {
+    stream: u16,
+    subject: Subject,
+}
+
 struct Flight {
     call: Call,
     name: Arc<str>,
-    stream: u16,
+    stored: Stored,
+    reply_to: ReplyTo,
     /// Under which the stream's window knows it, if it does.
     id: Option<String>,
     payload: Bytes,
@@ -53,6 +66,8 @@ struct Flight {
     in_doubt: bool,
     /// The last attempt has no answer yet.
     open: bool,
+    /// Two answers may come.
+    was_repeated: bool,
 }
 
 impl Flight {
@@ -65,18 +80,22 @@ impl Flight {
         now - self.begun > Duration::from_millis(PUBLISH_MS_MAX)
     }
 
-    /// What it is if nothing more is heard of it.
-    fn given_up(&self) -> PublishError {
-        if self.in_doubt || self.open { PublishError::Unknown } else { PublishError::Unavailable }
+    /// Its answer if nothing more is waited for.
+    fn give_up(self, replies: &mut Replies) -> Reply {
+        replies.give_back(self.reply_to, !(self.open || self.was_repeated));
+        let is_known = !(self.in_doubt || self.open);
+        let error = if is_known { PublishError::Unavailable } else { PublishError::Unknown };
+        Reply::Published { call: self.call, result: Err(error) }
     }
 }
 
 /// Positioned publishes in flight.
-#[derive(Default)]
 pub(super) struct Publishes {
     /// By number, in the order of their asking.
     flights: BTreeMap<u64, Flight>,
     drawn: u64,
+    replies: Replies,
+    subjects: HashMap<Arc<str>, Stored>,
     /// Streams that refused, and until when nothing is sent there.
     held: HashMap<u16, Instant>,
     /// Reads and clears under way.
@@ -84,13 +103,23 @@ pub(super) struct Publishes {
 }
 
 impl Publishes {
+    /// None, whose answers come to the inbox.
+    pub(super) fn new(inbox: &str) -> Publishes {
+        Publishes {
+            flights: BTreeMap::new(),
+            drawn: 0,
+            replies: Replies::new(format!("{inbox}.p")),
+            subjects: HashMap::new(),
+            held: HashMap::new(),
+            walking: HashMap::new(),
+        }
+    }
+
     /// Takes out the publishes of a stream, as their answers.
     pub(super) fn fail(&mut self, stream: u16) -> Vec<Reply> {
         self.held.remove(&stream);
-        let failed = self.flights.extract_if(.., |_, flight| flight.stream == stream);
-        failed
-            .map(|(_, flight)| Reply::Published { call: flight.call, result: Err(flight.given_up()) })
-            .collect()
+        let failed = self.flights.extract_if(.., |_, flight| flight.stored.stream == stream);
+        failed.map(|(_, flight)| flight.give_up(&mut self.replies)).collect()
     }
 
     /// Takes out the reads and clears of a stream, as their answers.
@@ -146,27 +175,46 @@ impl Life<'_> {
             self.echoes.waiting.push_back((self.echoes.sent + 1, call));
             return self.echo().await;
         }
-        let payload = envelope::encode(&target.name, &record, Meta::default());
-        let stream = self.stream_of(&target.name);
+        let stored = self.stored(&target.name);
+        if !matches!(self.streams[usize::from(stored.stream)].step, Step::Up) {
+            return self.node.tell(Reply::Published { call, result: Err(PublishError::Unavailable) }).await;
+        }
         let now = Instant::now();
-        let held = self.publishes.held.get(&stream).copied();
-        self.publishes.drawn += 1;
-        let number = self.publishes.drawn;
+        let publishes = &mut self.publishes;
+        let held = publishes.held.get(&stored.stream).copied();
+        publishes.drawn += 1;
+        let number = publishes.drawn;
         let flight = Flight {
             call,
             id: message_id(&target.name, id),
+            payload: envelope::encode(&target.name, &record, Meta::default()),
             name: target.name,
-            stream,
-            payload,
+            stored,
+            reply_to: publishes.replies.take(number),
             begun: now,
             again: held.unwrap_or(now),
             in_doubt: false,
             open: false,
+            was_repeated: false,
         };
-        self.publishes.flights.insert(number, flight);
+        publishes.flights.insert(number, flight);
         if held.is_none() {
-            self.attempt(number).await;
+            self.attempt(number, now).await;
         }
+    }
+
+    fn stored(&mut self, name: &Arc<str>) -> Stored {
+        let subjects = &mut self.publishes.subjects;
+        if let Some(stored) = subjects.get(name) {
+            return stored.clone();
+        }
+        if subjects.len() >= SUBJECTS_MAX {
+            subjects.clear();
+        }
+        let subject = self.node.subjects.stored_channel(name).into();
+        let stored = Stored { stream: self.stream_of(name), subject };
+        self.publishes.subjects.insert(name.clone(), stored.clone());
+        stored
     }
 
     fn check(&self, id: &OwnedId, record: &Bytes) -> Result<(), PublishError> {
@@ -182,18 +230,20 @@ impl Life<'_> {
     }
 
     /// Sends a publication into its stream.
-    async fn attempt(&mut self, number: u64) {
-        let Some(flight) = self.publishes.flights.get_mut(&number) else { return };
+    async fn attempt(&mut self, number: u64, now: Instant) {
+        let Publishes { flights, replies, .. } = &mut self.publishes;
+        let Some(flight) = flights.get_mut(&number) else { return };
+        flight.was_repeated |= flight.open;
         flight.open = true;
-        flight.again = Instant::now() + Duration::from_millis(ACK_MS);
+        flight.again = now + Duration::from_millis(ACK_MS);
         let headers = flight.id.as_deref().map(|id| {
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Msg-Id", id);
             headers
         });
-        let (payload, subject) = (flight.payload.clone(), self.node.subjects.stored_channel(&flight.name));
-        let reply = format!("{}.p.{number}", self.inbox);
-        self.send(subject, Some(reply), headers, payload).await;
+        let (subject, reply_to) = (flight.stored.subject.clone(), replies.subject(flight.reply_to));
+        let payload = flight.payload.clone();
+        self.send(subject, Some(reply_to), headers, payload).await;
     }
 
     /// Sends an echo behind the ephemeral publications, one at a time.
@@ -203,19 +253,21 @@ impl Life<'_> {
         }
         self.echoes.sent += 1;
         self.echoes.in_flight = true;
-        let subject = format!("{}.e.{}", self.inbox, self.echoes.sent);
+        let subject = format!("{}.e", self.inbox);
         self.send(subject, None, None, Bytes::new()).await;
     }
 
     /// Something came to our inbox.
     pub(super) async fn answer(&mut self, message: &Message) {
         let Some(tail) = message.subject.strip_prefix(self.inbox.as_str()) else { return };
-        let mut parts = tail.split('.').skip(1);
-        let (kind, number) = (parts.next(), parts.next().and_then(|number| number.parse::<u64>().ok()));
-        match (kind, number) {
-            (Some("p"), Some(number)) => self.acked(number, read_ack(message)).await,
-            (Some("e"), Some(number)) => self.echoed(number).await,
-            (Some("c"), None) => {
+        match tail.as_bytes() {
+            [b'.', b'p', b'.', ..] => {
+                if let Some(number) = self.publishes.replies.publication(&tail[3..]) {
+                    self.acked(number, read_ack(message)).await;
+                }
+            }
+            b".e" => self.echoed().await,
+            b".c" => {
                 if let Some(told) = wire::read::<Told>(&message.payload) {
                     self.peer_told(&told).await;
                 }
@@ -224,9 +276,11 @@ impl Life<'_> {
         }
     }
 
-    async fn echoed(&mut self, number: u64) {
+    async fn echoed(&mut self) {
         self.echoes.in_flight = false;
-        while let Some((_, call)) = self.echoes.waiting.pop_front_if(|(behind, _)| *behind <= number) {
+        while let Some((_, call)) =
+            self.echoes.waiting.pop_front_if(|(behind, _)| *behind <= self.echoes.sent)
+        {
             let accepted = Accepted { position: Position::NONE, repeated: false };
             self.node.tell(Reply::Published { call, result: Ok(accepted) }).await;
         }
@@ -243,18 +297,20 @@ impl Life<'_> {
                 flight.open = false;
                 flight.in_doubt |= !is_passing(&error);
                 let again = || Instant::now() + Duration::from_millis(REFUSED_MS);
-                flight.again = *held.entry(flight.stream).or_insert_with(again);
+                flight.again = *held.entry(flight.stored.stream).or_insert_with(again);
                 return;
             }
         };
         let Some(flight) = self.publishes.flights.remove(&number) else { return };
-        let n = usize::from(flight.stream);
+        self.publishes.replies.give_back(flight.reply_to, !flight.was_repeated);
+        let stream = flight.stored.stream;
+        let n = usize::from(stream);
         let high = &mut self.node.memories[n].witness.high;
         *high = ack.sequence.max(*high);
         if !ack.repeated {
             self.streams[n].published.insert(flight.name.clone(), ack.sequence);
         }
-        let position = Position::new(self.epoch_of(flight.stream, &flight.name), ack.sequence);
+        let position = Position::new(self.epoch_of(stream, &flight.name), ack.sequence);
         let accepted = Accepted { position, repeated: ack.repeated };
         self.node.tell(Reply::Published { call: flight.call, result: Ok(accepted) }).await;
     }
@@ -268,12 +324,13 @@ impl Life<'_> {
             let Some(flight) = self.publishes.flights.get_mut(&number) else { continue };
             flight.in_doubt |= flight.open;
             if !flight.is_over(now) {
-                self.attempt(number).await;
+                self.attempt(number, now).await;
                 continue;
             }
-            let reply = Reply::Published { call: flight.call, result: Err(flight.given_up()) };
-            self.publishes.flights.remove(&number);
-            self.node.tell(reply).await;
+            let Publishes { flights, replies, .. } = &mut self.publishes;
+            if let Some(reply) = flights.remove(&number).map(|flight| flight.give_up(replies)) {
+                self.node.tell(reply).await;
+            }
         }
     }
 
@@ -340,6 +397,8 @@ impl Life<'_> {
 fn message_id(name: &str, id: &OwnedId) -> Option<String> {
     match id {
         OwnedId::Node(..) => None,
-        OwnedId::Key(key) => Some(format!("k{}.{}", super::subjects::token(name), super::subjects::token(key))),
+        OwnedId::Key(key) => {
+            Some(format!("k{}.{}", super::subjects::token(name), super::subjects::token(key)))
+        }
     }
 }

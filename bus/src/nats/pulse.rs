@@ -204,7 +204,7 @@ impl Life<'_> {
         let witnesses = self.node.memories.iter().map(|memory| memory.witness).collect();
         let (incarnation, spoken) = (self.node.incarnation, self.node.speech.spoken());
         let told = Told { incarnation, number: ask.number, spoken, witnesses };
-        self.send(reply.to_string(), None, None, wire::write(&told).into()).await;
+        self.send(reply, None, None, wire::write(&told).into()).await;
     }
 }
 
