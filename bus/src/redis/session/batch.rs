@@ -3,9 +3,10 @@
 //! Owns: when a call is sent and what is in it. Must not know: what answers mean.
 //!
 //! Calls: operations of one hash slot (of any, where there is no cluster) go together. They are sent at once while
-//! fewer than [`CALLS_IN_FLIGHT_MAX`] calls of the group are unanswered; under load they wait for an answer, at most
-//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`], while fewer than [`CALLS_IN_FLIGHT_HARD_MAX`]
-//! are unanswered.
+//! fewer than [`UNDER_WAY_FEW`] of the group are unanswered; under load they wait for an answer, at most
+//! [`BATCH_WAIT_MAX`], and then go as one call of up to [`BATCH_MAX`], while fewer than [`CALLS_IN_FLIGHT_MAX`] are
+//! unanswered. Sent sooner they would go in smaller calls, which cost more: with 256 publications in flight one call
+//! at a time gave 20 to 30 % more than two (kernel 6.18, two cores).
 //!
 //! Invariant: operations of a channel are sent in the order in which they were queued.
 
@@ -16,11 +17,12 @@ use super::{Ending, Flight, Session, Work};
 use crate::redis::options::Durability;
 use crate::redis::script::{BATCH_MAX, Operation};
 
-/// Calls of one group without an answer while more are sent at once.
-pub(super) const CALLS_IN_FLIGHT_MAX: usize = 2;
+/// Operations of one group without an answer while more are sent at once.
+pub(super) const UNDER_WAY_FEW: usize = 4;
 
-/// The same where they have waited their time, or fill a call. The canary waits behind them all.
-pub(super) const CALLS_IN_FLIGHT_HARD_MAX: usize = 8;
+/// Calls of one group without an answer, where operations have waited their time or fill a call. The canary waits
+/// behind them all.
+pub(super) const CALLS_IN_FLIGHT_MAX: usize = 8;
 
 /// Bytes of one call, if it is more than one operation.
 pub(super) const BATCH_BYTES_MAX: usize = 256 << 10;
@@ -32,7 +34,9 @@ pub(super) const BATCH_WAIT_MAX: Duration = Duration::from_millis(10);
 pub(super) struct Group {
     pub(super) waiting: VecDeque<(Work, Operation)>,
     since: Option<Instant>,
-    in_flight: usize,
+    /// Calls without an answer, and the operations in them.
+    calls: usize,
+    operations: usize,
 }
 
 impl Session {
@@ -62,8 +66,11 @@ impl Session {
         let Some(group) = self.groups.get_mut(&slot) else { return Ok(false) };
         let is_late = group.since.is_some_and(|since| now.duration_since(since) >= BATCH_WAIT_MAX);
         let is_full = group.waiting.len() >= BATCH_MAX;
-        let room = if is_late || is_full { CALLS_IN_FLIGHT_HARD_MAX } else { CALLS_IN_FLIGHT_MAX };
-        if group.waiting.is_empty() || group.in_flight >= room {
+        let has_room = match is_late || is_full {
+            true => group.calls < CALLS_IN_FLIGHT_MAX,
+            false => group.operations < UNDER_WAY_FEW,
+        };
+        if group.waiting.is_empty() || !has_room {
             return Ok(false);
         }
         let (mut count, mut bytes) = (0, 0);
@@ -76,7 +83,8 @@ impl Session {
         batch.sort_by(|(_, one), (_, other)| one.key().cmp(other.key()));
         let (works, operations): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         group.since = (!group.waiting.is_empty()).then_some(now);
-        group.in_flight += 1;
+        group.calls += 1;
+        group.operations += count;
         let durable = match self.context.options.durability {
             Durability::Master => None,
             Durability::Replicas(replicas) => {
@@ -87,15 +95,17 @@ impl Session {
         self.flights.push_back(Flight::Call { group: slot, works, confirmed: durable.is_some() });
         if let Some(replicas) = durable {
             self.send_wait(replicas)?;
-            self.flights.push_back(Flight::Confirm { group: slot });
+            self.flights.push_back(Flight::Confirm { group: slot, operations: count });
         }
         Ok(true)
     }
 
-    pub(super) fn landed(&mut self, slot: u16) {
+    /// A call of so many operations was answered.
+    pub(super) fn landed(&mut self, slot: u16, operations: usize) {
         let Some(group) = self.groups.get_mut(&slot) else { return };
-        group.in_flight -= 1;
-        if group.in_flight == 0 && group.waiting.is_empty() {
+        group.calls -= 1;
+        group.operations -= operations;
+        if group.calls == 0 && group.waiting.is_empty() {
             self.groups.remove(&slot);
         }
     }

@@ -128,6 +128,7 @@ enum Flight {
     /// Behind a call of this group.
     Confirm {
         group: u16,
+        operations: usize,
     },
 }
 
@@ -398,7 +399,7 @@ impl Session {
         match self.flights.pop_front().ok_or(Ending::because("protocol"))? {
             Flight::Call { group, works, confirmed } => {
                 if !confirmed {
-                    self.landed(group);
+                    self.landed(group, works.len());
                 }
                 self.call_answered(works, value, confirmed).await
             }
@@ -411,8 +412,8 @@ impl Session {
                 }
                 Ok(())
             }
-            Flight::Confirm { group } => {
-                self.landed(group);
+            Flight::Confirm { group, operations } => {
+                self.landed(group, operations);
                 self.confirmed(&value).await;
                 Ok(())
             }
