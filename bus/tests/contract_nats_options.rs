@@ -9,11 +9,12 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use live::proxy::Proxies;
 use live::{Broker, Live, Start};
 use nats::{Nats, Version};
-use ringmain_bus::backend::Interest;
+use ringmain_bus::backend::{Interest, Reply, ends};
 use ringmain_bus::nats::{Login, NatsOptions, check};
 use ringmain_bus::suite::{Cluster as _, Probe};
 use ringmain_bus::types::{BusError, Health, PublishError, Since};
@@ -229,10 +230,38 @@ fn check_says_what_is_given_up() {
     assert!(warnings.iter().any(|warning| warning.mend.contains("sync_interval")), "{warnings:?}");
     let larger = NatsOptions { history_size_max: options.history_size_max * 2, ..options.clone() };
     let more = runtime.block_on(check(&larger));
-    assert_eq!(more.len(), warnings.len() + 1, "{more:?}");
+    assert_eq!(more.len(), warnings.len() + usize::from(options.streams), "{more:?}");
+    let other = NatsOptions { streams: options.streams + 1, ..options.clone() };
+    let of_other = runtime.block_on(check(&other));
+    assert!(of_other.iter().any(|warning| warning.mend.contains("streams=2")), "{of_other:?}");
     drop(probe);
     let unreachable = runtime.block_on(check(&options));
     assert!(unreachable[0].what.contains("cannot be used"), "{unreachable:?}");
+}
+
+/// A node that spreads channels over more streams or fewer would look for them elsewhere: it does not get ready.
+#[test]
+fn a_node_of_another_count_of_streams_does_not_get_ready() {
+    let nats = with(NatsOptions::default());
+    let options = nats.options(&Arc::new(Proxies::default()));
+    let is_ready = |streams: u16, within: Duration| {
+        let options = NatsOptions { streams, ..options.clone() };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(Default::default())
+            .unwrap();
+        runtime.block_on(async move {
+            let (mut hub, backend) = ends();
+            tokio::task::spawn_local(ringmain_bus::nats::run(options, backend));
+            let ready = async { while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {} };
+            tokio::time::timeout(within, ready).await.is_ok()
+        })
+    };
+    assert!(is_ready(2, Duration::from_secs(30)));
+    for other in [1, 3] {
+        assert!(!is_ready(other, Duration::from_secs(4)), "{other}");
+    }
+    assert!(is_ready(2, Duration::from_secs(30)));
 }
 
 /// P12: a stream keeps messages for a few seconds here. The position of a quiet channel that is open lives on all the
@@ -274,7 +303,7 @@ fn a_stream_is_raised_to_what_is_wanted() {
 #[test]
 fn a_sparse_channel_is_read_across_a_busy_one() {
     let small = ChannelOptions { history_size: 5, ..ROOM };
-    let mut probe = Probe::new(Live::new(with(NatsOptions::default()), 2));
+    let mut probe = Probe::new(Live::new(with(NatsOptions { streams: 1, ..NatsOptions::default() }), 2));
     let (sparse, busy) = (probe.name("sparse"), probe.name("busy"));
     let mut published = Vec::new();
     for n in 0..12 {

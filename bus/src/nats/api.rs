@@ -29,6 +29,9 @@ const LISTED_PER_BATCH: usize = 4_096;
 /// should not be found late for that.
 const FIRST_WORD_MS_MAX: u64 = 300;
 
+/// How a stream's description begins; then comes the number of streams.
+const DESCRIPTION: &str = "Ringmain, streams: ";
+
 /// The server has no such message (JetStream's error codes).
 const NO_MESSAGE: u64 = 10_037;
 const NO_STREAM: u64 = 10_059;
@@ -62,6 +65,9 @@ pub(super) enum ApiError {
     /// An answer that is not understood.
     #[error("an answer that is not understood")]
     Malformed,
+    /// Channels lie elsewhere there than where this node would look.
+    #[error("it was made for a bus of so many streams: {0}")]
+    OtherStreams(u16),
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,9 +144,19 @@ pub(super) struct Info {
     pub(super) bytes_max: i64,
     pub(super) age_max_ms: u64,
     pub(super) window_ms: u64,
+    /// Among how many streams channels are spread, if it says.
+    pub(super) streams: Option<u16>,
 }
 
 impl Info {
+    /// Fails where it is of a bus with more or fewer streams.
+    pub(super) fn is_of(&self, options: &NatsOptions) -> Result<(), ApiError> {
+        match self.streams.filter(|streams| *streams != options.streams) {
+            Some(streams) => Err(ApiError::OtherStreams(streams)),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the stream keeps less than is wanted.
     pub(super) fn is_less_than(&self, options: &NatsOptions) -> bool {
         let is_small = self.per_subject_max > 0 && (self.per_subject_max as u64) < per_subject_max(options);
@@ -392,6 +408,7 @@ fn per_subject_max(options: &NatsOptions) -> u64 {
 fn config(name: &str, options: &NatsOptions, subjects: &Subjects, n: u16, replicas: u8) -> Value {
     json!({
         "name": name,
+        "description": format!("{DESCRIPTION}{}", options.streams),
         "subjects": [subjects.stored(n)],
         "retention": "limits",
         "discard": "old",
@@ -421,6 +438,7 @@ fn info_of(answer: &[u8]) -> Result<Info, ApiError> {
         bytes_max: config["max_bytes"].as_i64().unwrap_or(-1),
         age_max_ms: number(&config["max_age"]) / 1_000_000,
         window_ms: number(&config["duplicate_window"]) / 1_000_000,
+        streams: config["description"].as_str().and_then(|text| text.strip_prefix(DESCRIPTION)?.parse().ok()),
     })
 }
 

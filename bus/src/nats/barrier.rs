@@ -161,7 +161,9 @@ impl Barrier {
         let subject = self.subjects.stored_epoch(self.stream);
         let begun = Instant::now();
         loop {
-            match api.first_word().await {
+            let first_word = api.first_word().await;
+            first_word.as_ref().map_or(Ok(()), |info| info.is_of(&self.options))?;
+            match first_word {
                 Err(ApiError::NotFound) => api.create(&self.options, &self.subjects, self.stream).await?,
                 Err(error) => return Err(error),
                 Ok(info) if info.is_less_than(&self.options) => api.raise(&self.options).await?,

@@ -50,6 +50,15 @@ pub async fn check(options: &NatsOptions) -> Vec<Warning> {
 
 fn of_stream(name: &str, info: &Info, options: &NatsOptions) -> Vec<Warning> {
     let mut warnings = Vec::new();
+    if let Err(ApiError::OtherStreams(streams)) = info.is_of(options) {
+        warnings.push(Warning::new(
+            format!(
+                "stream {name} is of a bus with {streams} streams, not {}: no node gets ready",
+                options.streams
+            ),
+            format!("write streams={streams} into the URL, or use another prefix"),
+        ));
+    }
     if info.replicas < 3 {
         warnings.push(Warning::new(
             format!(
@@ -112,6 +121,7 @@ mod tests {
             bytes_max: -1,
             age_max_ms: options.retention_ms,
             window_ms: options.idempotency_ms,
+            streams: Some(options.streams),
             ..Info::default()
         };
         assert_eq!(of_stream("s", &whole, &options), []);
@@ -122,6 +132,7 @@ mod tests {
             Info { age_max_ms: 1, ..whole.clone() },
             Info { bytes_max: 1, ..whole.clone() },
             Info { window_ms: 0, ..whole.clone() },
+            Info { streams: Some(options.streams + 1), ..whole.clone() },
         ] {
             assert_eq!(of_stream("s", &poor, &options).len(), 1, "{poor:?}");
         }

@@ -70,6 +70,7 @@ pub(super) struct Node {
     pub(super) replies: Sender<Reply>,
     /// Number of the last canary and of the last heart.
     pub(super) pulses: u64,
+    pub(super) warned: Seldom,
     /// Which domains the hub takes for lost.
     lost: Vec<bool>,
     reachable: bool,
@@ -90,13 +91,13 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
         alive: Instant::now(),
         replies,
         pulses: 0,
+        warned: Seldom::default(),
         lost: vec![false; streams + 1],
         reachable: false,
         options,
     };
     node.tell(Reply::Reachable(false)).await;
     let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
-    let warned = Seldom::default();
     let mut turn = node.nonces.below(node.options.servers.len().max(1) as u64) as usize;
     loop {
         turn = turn.wrapping_add(1);
@@ -104,7 +105,7 @@ pub async fn run(options: NatsOptions, ends: BackendEnds) {
         let attempt = dial(&node.options, turn, doubt.clone());
         let Some(attempt) = refusing(&mut requests, &node.replies, attempt).await else { return };
         if let Err(why) = &attempt
-            && warned.is_due()
+            && node.warned.is_due()
         {
             tracing::warn!("{why}; it is tried again until it works");
         }

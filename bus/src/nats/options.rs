@@ -62,7 +62,9 @@ pub struct NatsOptions {
     /// First token of all subjects and the beginning of the streams' names: letters, digits, `-`, `_`. Buses of
     /// different prefixes on one server do not meet.
     pub prefix: String,
-    /// Streams that channels are spread over by slot, at most [`STREAMS_MAX`]. The same on all nodes.
+    /// Streams that channels are spread over by slot, at most [`STREAMS_MAX`]. A server works on one after the other of
+    /// a stream, so two take more; in a cluster each has its own leader. The same on all nodes: one that is set
+    /// otherwise than the streams that are there does not get ready.
     pub streams: u16,
     /// Copies of a stream; `None`: three in a cluster, one on a single server.
     pub replicas: Option<u8>,
@@ -94,7 +96,7 @@ impl Default for NatsOptions {
             tls_identity: None,
             login: Login::None,
             prefix: "ringmain".to_owned(),
-            streams: 1,
+            streams: 2,
             replicas: None,
             in_memory: false,
             history_size_max: 1_024,

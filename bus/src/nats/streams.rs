@@ -107,6 +107,14 @@ impl Life<'_> {
                 self.send_canary(stream).await;
             }
             Err(error) => {
+                if let ApiError::OtherStreams(streams) = error
+                    && self.node.warned.is_due()
+                {
+                    let ours = self.node.options.streams;
+                    tracing::warn!(
+                        "this node is set to {ours} streams, the bus was made with {streams}: use streams={streams}"
+                    );
+                }
                 tracing::debug!(stream, %error, "stream not believed yet");
                 let again = Instant::now() + Duration::from_millis(BARRIER_AGAIN_MS);
                 self.streams[n].step = Step::Again(again);
