@@ -25,7 +25,7 @@ ${Object.entries(FAULTS).map(([name, { what }]) => `               ${name.padEnd
   --rate N   publications a second of each of three publishers (50)
   --times N  how often each (1)
   --verbose  when each node was red and green, and the errors that publishers got
-  --keep     keep the brokers and their data where a cell went wrong
+  --keep     keep the brokers, their data, and all that clients sent and saw, where a cell went wrong
   --json F   the results, to a file
   --help     this text
 
