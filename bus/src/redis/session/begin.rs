@@ -74,6 +74,7 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
         marks: Default::default(),
         kept: VecDeque::new(),
         kept_from: 0,
+        confirm_due: Some(now),
         touches: Default::default(),
         canary_sequence: 0,
         canary_due: now,

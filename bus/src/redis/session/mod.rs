@@ -56,6 +56,10 @@ const SILENT_TURNS: u32 = 3;
 /// this connection meanwhile, so it is far below the silence that ends a session.
 const WAIT_MS: u64 = 300;
 
+/// Pause after replicas have not confirmed in that time. Asked behind every canary, those that do not answer would hold
+/// the connection up for longer than canaries are apart, and its canaries come ever later.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(1);
+
 /// Positions touched again in one tick, to keep them while their channels are open.
 const TOUCHES_MAX: usize = 256;
 
@@ -152,6 +156,8 @@ struct Session {
     /// In the order of their being kept, numbered from `kept_from`.
     kept: VecDeque<Kept>,
     kept_from: u64,
+    /// When replicas are asked next; `None`: they are being asked.
+    confirm_due: Option<Instant>,
     touches: BinaryHeap<(std::cmp::Reverse<Instant>, Arc<str>)>,
     canary_sequence: u64,
     canary_due: Instant,
@@ -298,7 +304,8 @@ impl Session {
         let operation = self.context.script.canary(&self.canary_key, self.context.nonce(), payload);
         self.send(&[operation])?;
         self.flights.push_back(Flight::Canary);
-        if !self.kept.is_empty() {
+        if !self.kept.is_empty() && self.confirm_due.is_some_and(|due| due <= Instant::now()) {
+            self.confirm_due = None;
             self.send_wait(self.replicas.get())?;
             self.flights.push_back(Flight::Kept { up_to: self.kept_from + self.kept.len() as u64 });
         }
@@ -405,9 +412,11 @@ impl Session {
             }
             Flight::Canary => self.canary_answered(value),
             Flight::Kept { up_to } => {
-                if let Value::Int(confirmed) = value
-                    && usize::try_from(confirmed).is_ok_and(|confirmed| confirmed >= self.replicas.get())
-                {
+                let replicas = self.replicas.get();
+                let confirmed = matches!(value, Value::Int(count) if usize::try_from(count).is_ok_and(|count| count >= replicas));
+                let pause = if confirmed { Duration::ZERO } else { CONFIRM_AGAIN };
+                self.confirm_due = Some(Instant::now() + pause);
+                if confirmed {
                     self.let_go(up_to);
                 }
                 Ok(())
