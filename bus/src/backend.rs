@@ -143,6 +143,33 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The channel that it is about.
+    pub fn target(&self) -> &Target {
+        match self {
+            Request::Subscribe { target, .. }
+            | Request::Unsubscribe { target }
+            | Request::Publish { target, .. }
+            | Request::Read { target, .. }
+            | Request::Clear { target, .. } => target,
+        }
+    }
+
+    /// Its answer where it cannot be served and nothing was sent for it; `None`: it is not answered.
+    pub fn refusal(&self) -> Option<Reply> {
+        let unavailable = BusError::Unavailable;
+        Some(match *self {
+            Request::Subscribe { call, .. } => Reply::Subscribed { call, result: Err(unavailable) },
+            Request::Publish { call, .. } => {
+                Reply::Published { call, result: Err(PublishError::Unavailable) }
+            }
+            Request::Read { call, .. } => Reply::Read { call, result: Err(unavailable) },
+            Request::Clear { call, .. } => Reply::Cleared { call, result: Err(unavailable) },
+            Request::Unsubscribe { .. } => return None,
+        })
+    }
+}
+
 /// A publication on its way to subscribers, or word of a position without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {

@@ -246,11 +246,7 @@ fn a_node_of_another_count_of_streams_does_not_get_ready() {
     let options = nats.options(&Arc::new(Proxies::default()));
     let is_ready = |streams: u16, within: Duration| {
         let options = NatsOptions { streams, ..options.clone() };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(Default::default())
-            .unwrap();
-        runtime.block_on(async move {
+        live::block_on(async move {
             let (mut hub, backend) = ends();
             tokio::task::spawn_local(ringmain_bus::nats::run(options, backend));
             let ready = async { while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {} };

@@ -307,11 +307,7 @@ mod sentinel {
 
     #[test]
     fn check_warns_of_a_missing_fence() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(Default::default())
-            .unwrap();
-        let warnings = runtime.block_on(async { check(&shared_trio()).await });
+        let warnings = live::block_on(async { check(&shared_trio()).await });
         assert!(
             warnings.iter().any(|warning| warning.mend.contains("min-replicas-to-write")),
             "{warnings:?}"
@@ -321,9 +317,7 @@ mod sentinel {
 
 /// Speaks to a backend as a hub does, once it has reached its servers, with a record to publish.
 fn with_backend(options: RedisOptions, test: impl AsyncFnOnce(HubEnds, bytes::Bytes)) {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()).unwrap();
-    runtime.block_on(async move {
+    live::block_on(async move {
         let (mut hub, backend) = ends();
         tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
         while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {}
@@ -718,11 +712,7 @@ mod interest {
         let through = proxies.clone();
         let mut options = options;
         options.addresses = Some(std::sync::Arc::new(move |host, port| through.through(host, port)));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(Default::default())
-            .unwrap();
-        runtime.block_on(async move {
+        live::block_on(async move {
             let (HubEnds { requests, mut replies }, backend) = ends();
             tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
             let whole = async {
@@ -808,11 +798,7 @@ mod secured {
         let mut options = url(port);
         let wrong = Credentials { username: Some("node".to_owned()), password: Some(Secret("x".to_owned())) };
         options.credentials = wrong;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(Default::default())
-            .unwrap();
-        let warnings = runtime.block_on(check(&options));
+        let warnings = live::block_on(check(&options));
         assert!(warnings[0].what.contains("WRONGPASS"), "{warnings:?}");
         options.credentials.password = Some(Secret("secret".to_owned()));
         works(options);

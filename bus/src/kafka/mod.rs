@@ -185,14 +185,7 @@ impl Backend {
 
     fn request(&mut self, request: Request) {
         let now_ms = self.now_ms();
-        let target = match &request {
-            Request::Subscribe { target, .. }
-            | Request::Unsubscribe { target }
-            | Request::Publish { target, .. }
-            | Request::Read { target, .. }
-            | Request::Clear { target, .. } => target,
-        };
-        let index = wire::partition_of(&target.name, self.partitions.len() as u32) as usize;
+        let index = wire::partition_of(&request.target().name, self.partitions.len() as u32) as usize;
         match &self.session {
             Some(_) => self.partitions[index].request(&mut self.shared, now_ms, request),
             None => refuse(&mut self.shared, &request),

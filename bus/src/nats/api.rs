@@ -149,12 +149,9 @@ pub(super) struct Info {
 }
 
 impl Info {
-    /// Fails where it is of a bus with more or fewer streams.
-    pub(super) fn is_of(&self, options: &NatsOptions) -> Result<(), ApiError> {
-        match self.streams.filter(|streams| *streams != options.streams) {
-            Some(streams) => Err(ApiError::OtherStreams(streams)),
-            None => Ok(()),
-        }
+    /// How many streams its bus has, where that is more or fewer.
+    pub(super) fn other_streams(&self, options: &NatsOptions) -> Option<u16> {
+        self.streams.filter(|streams| *streams != options.streams)
     }
 
     /// Whether the stream keeps less than is wanted.

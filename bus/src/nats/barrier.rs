@@ -161,13 +161,17 @@ impl Barrier {
         let subject = self.subjects.stored_epoch(self.stream);
         let begun = Instant::now();
         loop {
-            let first_word = api.first_word().await;
-            first_word.as_ref().map_or(Ok(()), |info| info.is_of(&self.options))?;
-            match first_word {
+            match api.first_word().await {
                 Err(ApiError::NotFound) => api.create(&self.options, &self.subjects, self.stream).await?,
                 Err(error) => return Err(error),
-                Ok(info) if info.is_less_than(&self.options) => api.raise(&self.options).await?,
-                Ok(_) => (),
+                Ok(info) => {
+                    if let Some(streams) = info.other_streams(&self.options) {
+                        return Err(ApiError::OtherStreams(streams));
+                    }
+                    if info.is_less_than(&self.options) {
+                        api.raise(&self.options).await?;
+                    }
+                }
             }
             let others = self.ask().await?;
             let waited_ms = begun.elapsed().as_millis() as u64;

@@ -50,7 +50,7 @@ pub async fn check(options: &NatsOptions) -> Vec<Warning> {
 
 fn of_stream(name: &str, info: &Info, options: &NatsOptions) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    if let Err(ApiError::OtherStreams(streams)) = info.is_of(options) {
+    if let Some(streams) = info.other_streams(options) {
         warnings.push(Warning::new(
             format!(
                 "stream {name} is of a bus with {streams} streams, not {}: no node gets ready",

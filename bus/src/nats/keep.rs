@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use super::api::{Api, Which};
 use super::life::{In, Life};
-use super::streams::Step;
 use super::wire::{self, Record};
 
 /// Channels looked after in one tick.
@@ -69,7 +68,7 @@ impl Life<'_> {
         if self.keeping.canaries_due.is_none_or(|due| due <= now) {
             self.keeping.canaries_due = Some(now + CANARIES_EVERY);
             for stream in 0..self.node.subjects.streams() {
-                if matches!(self.streams[usize::from(stream)].step, Step::Up) {
+                if self.is_stream_up(stream) {
                     self.remove_canaries(stream);
                 }
             }
@@ -77,7 +76,7 @@ impl Life<'_> {
         if self.keeping.records_due.is_none_or(|due| due <= now) {
             self.keeping.records_due = Some(now + self.age() / NEXT_PART);
             for stream in 0..self.node.subjects.streams() {
-                if matches!(self.streams[usize::from(stream)].step, Step::Up) {
+                if self.is_stream_up(stream) {
                     self.keep_record(stream);
                 }
             }

@@ -25,7 +25,7 @@ use super::confirm::Confirm;
 use super::ephemeral::Suspects;
 use super::interest::Channels;
 use super::keep::Keeping;
-use super::node::{CORE, Node, refusal};
+use super::node::{CORE, Node};
 use super::publish::{Echoes, Publishes};
 use super::streams::{Step, StreamLife};
 use crate::backend::{Call, ReadPage, Reply, Request};
@@ -312,7 +312,7 @@ impl<'n> Life<'n> {
         if !self.is_up(&request) {
             if let Request::Unsubscribe { target } = &request {
                 self.unsubscribe(target);
-            } else if let Some(reply) = refusal(&request) {
+            } else if let Some(reply) = request.refusal() {
                 self.node.tell(reply).await;
             }
             return;
@@ -327,21 +327,17 @@ impl<'n> Life<'n> {
     }
 
     fn is_up(&self, request: &Request) -> bool {
-        let target = match request {
+        let target = request.target();
+        match (request, target.options.is_positioned()) {
             // Looked after when its stream is known.
-            Request::Publish { target, .. } if target.options.is_positioned() => return true,
-            Request::Subscribe { target, .. }
-            | Request::Unsubscribe { target }
-            | Request::Publish { target, .. }
-            | Request::Read { target, .. }
-            | Request::Clear { target, .. } => target,
-        };
-        if target.options.is_positioned() {
-            let stream = self.stream_of(&target.name);
-            matches!(self.streams[usize::from(stream)].step, Step::Up)
-        } else {
-            self.core_up
+            (Request::Publish { .. }, true) => true,
+            (_, true) => self.is_stream_up(self.stream_of(&target.name)),
+            (_, false) => self.core_up,
         }
+    }
+
+    pub(super) fn is_stream_up(&self, stream: u16) -> bool {
+        matches!(self.streams[usize::from(stream)].step, Step::Up)
     }
 
     pub(super) fn stream_of(&self, name: &str) -> u16 {

@@ -21,7 +21,6 @@ use crate::backoff::Backoff;
 use crate::nonce::Nonces;
 use crate::runtime::tell;
 use crate::seldom::Seldom;
-use crate::types::{BusError, PublishError};
 
 /// The domain of ephemeral channels; stream `n` is domain `n + 1`.
 pub(super) const CORE: Domain = Domain(0);
@@ -148,24 +147,12 @@ async fn refusing<T>(
         tokio::select! {
             done = &mut until => return Some(done),
             request = requests.recv() => {
-                if let Some(reply) = refusal(&request?) {
+                if let Some(reply) = request?.refusal() {
                     replies.send(reply).await.ok()?;
                 }
             }
         }
     }
-}
-
-/// What a lost broker answers.
-pub(super) fn refusal(request: &Request) -> Option<Reply> {
-    let unavailable = BusError::Unavailable;
-    Some(match *request {
-        Request::Subscribe { call, .. } => Reply::Subscribed { call, result: Err(unavailable) },
-        Request::Publish { call, .. } => Reply::Published { call, result: Err(PublishError::Unavailable) },
-        Request::Read { call, .. } => Reply::Read { call, result: Err(unavailable) },
-        Request::Clear { call, .. } => Reply::Cleared { call, result: Err(unavailable) },
-        Request::Unsubscribe { .. } => return None,
-    })
 }
 
 /// One attempt at one server; the error is for people and shows no credential.

@@ -21,7 +21,6 @@ use super::life::{In, Life};
 use super::pulse::is_passing;
 use super::read::Place;
 use super::replies::{Replies, ReplyTo};
-use super::streams::Step;
 use super::wire::{self, Told};
 use crate::backend::{Call, OwnedId, ReadPage, Reply, Target};
 use crate::envelope::{self, Meta};
@@ -43,11 +42,11 @@ const _: () = assert!(PUBLISH_MS_MAX < COMMAND_MS_MAX);
 const OVERHEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Channels whose subject is kept. When there are more, all are made anew.
-const SUBJECTS_MAX: usize = 65_536;
+const DESTINATIONS_MAX: usize = 65_536;
 
 /// Where a channel is stored.
 #[derive(Clone)]
-struct Stored {
+struct Destination {
     stream: u16,
     subject: Subject,
 }
@@ -55,7 +54,7 @@ struct Stored {
 struct Flight {
     call: Call,
     name: Arc<str>,
-    stored: Stored,
+    to: Destination,
     reply_to: ReplyTo,
     /// Under which the stream's window knows it, if it does.
     id: Option<String>,
@@ -95,7 +94,7 @@ pub(super) struct Publishes {
     flights: BTreeMap<u64, Flight>,
     drawn: u64,
     replies: Replies,
-    subjects: HashMap<Arc<str>, Stored>,
+    destinations: HashMap<Arc<str>, Destination>,
     /// Streams that refused, and until when nothing is sent there.
     held: HashMap<u16, Instant>,
     /// Reads and clears under way.
@@ -109,31 +108,25 @@ impl Publishes {
             flights: BTreeMap::new(),
             drawn: 0,
             replies: Replies::new(format!("{inbox}.p")),
-            subjects: HashMap::new(),
+            destinations: HashMap::new(),
             held: HashMap::new(),
             walking: HashMap::new(),
         }
     }
 
-    /// Takes out the publishes of a stream, as their answers.
+    /// Takes out what is under way on a stream, as its answers.
     pub(super) fn fail(&mut self, stream: u16) -> Vec<Reply> {
         self.held.remove(&stream);
-        let failed = self.flights.extract_if(.., |_, flight| flight.stored.stream == stream);
-        failed.map(|(_, flight)| flight.give_up(&mut self.replies)).collect()
-    }
-
-    /// Takes out the reads and clears of a stream, as their answers.
-    pub(super) fn fail_walks(&mut self, stream: u16) -> Vec<Reply> {
-        let mut failed = Vec::new();
-        self.walking.retain(|&call, &mut (of, is_read)| {
+        let publishes = self.flights.extract_if(.., |_, flight| flight.to.stream == stream);
+        let publishes = publishes.map(|(_, flight)| flight.give_up(&mut self.replies));
+        let walks = self.walking.extract_if(|_, (of, _)| *of == stream).map(|(call, (_, is_read))| {
             let unavailable = BusError::Unavailable;
-            failed.extend((of == stream).then_some(match is_read {
+            match is_read {
                 true => Reply::Read { call, result: Err(unavailable) },
                 false => Reply::Cleared { call, result: Err(unavailable) },
-            }));
-            of != stream
+            }
         });
-        failed
+        walks.chain(publishes).collect()
     }
 
     /// Reads and clears under way.
@@ -175,13 +168,13 @@ impl Life<'_> {
             self.echoes.waiting.push_back((self.echoes.sent + 1, call));
             return self.echo().await;
         }
-        let stored = self.stored(&target.name);
-        if !matches!(self.streams[usize::from(stored.stream)].step, Step::Up) {
+        let to = self.destination(&target.name);
+        if !self.is_stream_up(to.stream) {
             return self.node.tell(Reply::Published { call, result: Err(PublishError::Unavailable) }).await;
         }
         let now = Instant::now();
         let publishes = &mut self.publishes;
-        let held = publishes.held.get(&stored.stream).copied();
+        let held = publishes.held.get(&to.stream).copied();
         publishes.drawn += 1;
         let number = publishes.drawn;
         let flight = Flight {
@@ -189,7 +182,7 @@ impl Life<'_> {
             id: message_id(&target.name, id),
             payload: envelope::encode(&target.name, &record, Meta::default()),
             name: target.name,
-            stored,
+            to,
             reply_to: publishes.replies.take(number),
             begun: now,
             again: held.unwrap_or(now),
@@ -203,18 +196,18 @@ impl Life<'_> {
         }
     }
 
-    fn stored(&mut self, name: &Arc<str>) -> Stored {
-        let subjects = &mut self.publishes.subjects;
-        if let Some(stored) = subjects.get(name) {
-            return stored.clone();
-        }
-        if subjects.len() >= SUBJECTS_MAX {
-            subjects.clear();
+    fn destination(&mut self, name: &Arc<str>) -> Destination {
+        if let Some(known) = self.publishes.destinations.get(name) {
+            return known.clone();
         }
         let subject = self.node.subjects.stored_channel(name).into();
-        let stored = Stored { stream: self.stream_of(name), subject };
-        self.publishes.subjects.insert(name.clone(), stored.clone());
-        stored
+        let made = Destination { stream: self.stream_of(name), subject };
+        let destinations = &mut self.publishes.destinations;
+        if destinations.len() >= DESTINATIONS_MAX {
+            destinations.clear();
+        }
+        destinations.insert(name.clone(), made.clone());
+        made
     }
 
     fn check(&self, id: &OwnedId, record: &Bytes) -> Result<(), PublishError> {
@@ -241,7 +234,7 @@ impl Life<'_> {
             headers.insert("Nats-Msg-Id", id);
             headers
         });
-        let (subject, reply_to) = (flight.stored.subject.clone(), replies.subject(flight.reply_to));
+        let (subject, reply_to) = (flight.to.subject.clone(), replies.subject(flight.reply_to));
         let payload = flight.payload.clone();
         self.send(subject, Some(reply_to), headers, payload).await;
     }
@@ -297,13 +290,13 @@ impl Life<'_> {
                 flight.open = false;
                 flight.in_doubt |= !is_passing(&error);
                 let again = || Instant::now() + Duration::from_millis(REFUSED_MS);
-                flight.again = *held.entry(flight.stored.stream).or_insert_with(again);
+                flight.again = *held.entry(flight.to.stream).or_insert_with(again);
                 return;
             }
         };
         let Some(flight) = self.publishes.flights.remove(&number) else { return };
         self.publishes.replies.give_back(flight.reply_to, !flight.was_repeated);
-        let stream = flight.stored.stream;
+        let stream = flight.to.stream;
         let n = usize::from(stream);
         let high = &mut self.node.memories[n].witness.high;
         *high = ack.sequence.max(*high);

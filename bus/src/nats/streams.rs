@@ -161,8 +161,7 @@ impl Life<'_> {
         for call in self.confirm.fail(domain) {
             self.node.tell(Reply::Subscribed { call, result: Err(BusError::Unavailable) }).await;
         }
-        let [walks, publishes] = [self.publishes.fail_walks(stream), self.publishes.fail(stream)];
-        for reply in walks.into_iter().chain(publishes) {
+        for reply in self.publishes.fail(stream) {
             self.node.tell(reply).await;
         }
     }

@@ -266,11 +266,17 @@ local function nodes_with(key, node, window)
   return table.concat(kept)
 end
 
--- Where ids of nodes stand; `lowest` is the lowest sequence that is looked for, by node. From the newest back: what was
--- stored before a chunk that came unopened is lower than its ids, so where that one begins below, the node is done.
-local function stored_ids(s, key, window, lowest)
-  local found, left, last = {}, 0, s.top
-  for _ in pairs(lowest) do left = left + 1 end
+-- Where the nodes' ids among these stand. From the newest back: what was stored before a chunk that came unopened is lower
+-- than its ids, so where that one begins below the lowest sequence looked for, the node is done.
+local function stored_ids(s, key, window, ids_sought)
+  local found, lowest, left, last = {}, {}, 0, s.top
+  for _, id in ipairs(ids_sought) do
+    if sub(id, 1, 1) == 'n' then
+      local node, sequence = sub(id, 2, 9), unpack_from('>I8', id, 10)
+      if not lowest[node] then left = left + 1 end
+      lowest[node] = math.min(lowest[node] or sequence, sequence)
+    end
+  end
   while left > 0 and last > s.ids do
     local starts = starts_between(key, math.max(s.ids + 1, last - 4 * BLOCK), last)
     if #starts == 0 then break end
@@ -296,13 +302,7 @@ end
 -- many these are, fields to be stored, and each one's answer.
 local function sift(s, key, window, most, ids, envelopes, stamp)
   local new_ids, new_envelopes, fields, places, new, highs, count = {}, {}, {}, {}, {}, {}, 0
-  local stored, previous, lowest = nil, s.top, {}
-  for _, id in ipairs(ids) do
-    if sub(id, 1, 1) == 'n' then
-      local node, sequence = sub(id, 2, 9), unpack_from('>I8', id, 10)
-      lowest[node] = math.min(lowest[node] or sequence, sequence)
-    end
-  end
+  local stored, previous = nil, s.top
   for i, id in ipairs(ids) do
     local node, sequence, seen = nil, nil, new[id]
     if sub(id, 1, 1) ~= 'n' then
@@ -314,7 +314,7 @@ local function sift(s, key, window, most, ids, envelopes, stamp)
         highs[node] = high and unpack_from('>I8', high) or -1
       end
       if sequence <= highs[node] then
-        stored = stored or stored_ids(s, key, window, lowest)
+        stored = stored or stored_ids(s, key, window, ids)
         seen = stored[id]
       end
     end

@@ -95,13 +95,7 @@ pub(super) async fn run(
 fn name_of(job: &Job) -> &std::sync::Arc<str> {
     match job {
         Job::Again(publication) => &publication.target.name,
-        Job::Request(
-            Request::Subscribe { target, .. }
-            | Request::Unsubscribe { target }
-            | Request::Publish { target, .. }
-            | Request::Read { target, .. }
-            | Request::Clear { target, .. },
-        ) => &target.name,
+        Job::Request(request) => &request.target().name,
     }
 }
 

@@ -214,6 +214,12 @@ fn now(begun: Instant) -> Now {
     Now { mono_ms: begun.elapsed().as_millis() as u64 + 1_000_000, unix_ms }
 }
 
+/// Runs a future as the control thread does, where tasks need not be `Send`.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
+    runtime.unwrap().block_on(future)
+}
+
 impl Node {
     fn start(
         start: Start,
@@ -229,11 +235,7 @@ impl Node {
         let losses = Arc::new(Losses::default());
         let (losing, stopped) = (losses.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build_local(Default::default())
-                .unwrap();
-            runtime.block_on(async move {
+            block_on(async move {
                 let (hub_ends, backend_ends) = ends();
                 tokio::task::spawn_local(start(backend_ends));
                 tokio::select! {

@@ -529,11 +529,5 @@ fn give_up(shared: &mut Shared, request: &Request) {
 
 /// Answers a request that cannot be served: nothing was written for it.
 pub(in crate::kafka) fn refuse(shared: &mut Shared, request: &Request) {
-    shared.replies.push_back(match *request {
-        Request::Subscribe { call, .. } => Reply::Subscribed { call, result: Err(BusError::Unavailable) },
-        Request::Publish { call, .. } => Reply::Published { call, result: Err(PublishError::Unavailable) },
-        Request::Read { call, .. } => Reply::Read { call, result: Err(BusError::Unavailable) },
-        Request::Clear { call, .. } => Reply::Cleared { call, result: Err(BusError::Unavailable) },
-        Request::Unsubscribe { .. } => return,
-    });
+    shared.replies.extend(request.refusal());
 }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use redis::Value;
 
-use super::{Ending, Session, Work, give_back};
+use super::{Ending, Session, Work, give_back, is_confirmed};
 use crate::backend::{OwnedId, ReadPage, Reply, append_record};
 use crate::envelope;
 use crate::epoch::Position;
@@ -215,7 +215,7 @@ impl Session {
     /// The WAIT behind a call.
     pub(super) async fn confirmed(&mut self, value: &Value) {
         let Durability::Replicas(replicas) = self.context.options.durability else { return };
-        let enough = matches!(value, Value::Int(count) if usize::try_from(*count).is_ok_and(|count| count >= replicas));
+        let enough = is_confirmed(value, replicas);
         for (publication, accepted) in self.confirming.pop_front().unwrap_or_default() {
             let result = if enough { Ok(accepted) } else { Err(PublishError::Unknown) };
             self.context.answer(&publication, result).await;

@@ -214,18 +214,14 @@ pub(super) async fn run(
 
 /// Answers what was never sent.
 pub(super) async fn refuse(context: &Context, job: Job) {
-    let unavailable = BusError::Unavailable;
-    let reply = match job {
-        Job::Again(publication) => return context.orphan(publication).await,
-        Job::Request(Request::Subscribe { call, .. }) => Reply::Subscribed { call, result: Err(unavailable) },
-        Job::Request(Request::Publish { call, .. }) => {
-            Reply::Published { call, result: Err(PublishError::Unavailable) }
+    match job {
+        Job::Again(publication) => context.orphan(publication).await,
+        Job::Request(request) => {
+            if let Some(reply) = request.refusal() {
+                context.tell(reply).await;
+            }
         }
-        Job::Request(Request::Read { call, .. }) => Reply::Read { call, result: Err(unavailable) },
-        Job::Request(Request::Clear { call, .. }) => Reply::Cleared { call, result: Err(unavailable) },
-        Job::Request(Request::Unsubscribe { .. }) => return,
-    };
-    context.tell(reply).await;
+    }
 }
 
 impl Session {
@@ -294,8 +290,9 @@ impl Session {
     }
 
     fn sound_canary(&mut self) -> Result<(), Ending> {
+        let now = Instant::now();
         self.canary_sequence += 1;
-        self.unheard.push_back((self.canary_sequence, Instant::now()));
+        self.unheard.push_back((self.canary_sequence, now));
         let payload = canary::encode(self.context.incarnation, self.canary_sequence, self.marks.iter());
         let sent: Vec<Arc<str>> = self.marks.keys().take(canary::MARKS_MAX).cloned().collect();
         for name in sent {
@@ -304,7 +301,7 @@ impl Session {
         let operation = self.context.script.canary(&self.canary_key, self.context.nonce(), payload);
         self.send(&[operation])?;
         self.flights.push_back(Flight::Canary);
-        if !self.kept.is_empty() && self.confirm_due.is_some_and(|due| due <= Instant::now()) {
+        if !self.kept.is_empty() && self.confirm_due.is_some_and(|due| due <= now) {
             self.confirm_due = None;
             self.send_wait(self.replicas.get())?;
             self.flights.push_back(Flight::Kept { up_to: self.kept_from + self.kept.len() as u64 });
@@ -412,8 +409,7 @@ impl Session {
             }
             Flight::Canary => self.canary_answered(value),
             Flight::Kept { up_to } => {
-                let replicas = self.replicas.get();
-                let confirmed = matches!(value, Value::Int(count) if usize::try_from(count).is_ok_and(|count| count >= replicas));
+                let confirmed = is_confirmed(&value, self.replicas.get());
                 let pause = if confirmed { Duration::ZERO } else { CONFIRM_AGAIN };
                 self.confirm_due = Some(Instant::now() + pause);
                 if confirmed {
@@ -428,6 +424,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether so many replicas have answered a WAIT.
+fn is_confirmed(value: &Value, replicas: usize) -> bool {
+    matches!(value, Value::Int(count) if usize::try_from(*count).is_ok_and(|count| count >= replicas))
 }
 
 /// What becomes of work that has no answer.

@@ -242,10 +242,9 @@ class Run {
 
   /** All that was sent and seen. */
   story() {
-    const clients = (list, what) => list.map((client) => ({ name: client.name, ...what(client) }));
     return {
-      publishers: clients(this.publishers, ({ sent }) => ({ sent: Object.fromEntries(sent) })),
-      subscribers: clients(this.subscribers, ({ channels }) => ({ channels: Object.fromEntries(channels) })),
+      publishers: Object.fromEntries(this.publishers.map(({ name, sent }) => [name, Object.fromEntries(sent)])),
+      subscribers: this.subscribers.map(({ channels }) => Object.fromEntries(channels)),
     };
   }
 
