@@ -31,7 +31,8 @@
 //!   is kept, in order; with `reverse` every kept one below `since`, newest first. `limit` cuts at the far
 //!   end. Publications accepted before the read was sent are not above its top.
 //! - **P9 trimmed is not an error.** A read since a trimmed, expired or cleared offset gives what is left.
-//!   `floor` says how far back that reaches. Since an offset above the top it gives nothing.
+//!   `floor` says how far back that reaches; one at or below `since` says only that nothing after it is missing.
+//!   Since an offset above the top it gives nothing.
 //! - **P10 the epoch is compared unless absent.** A read whose `since` names another epoch is
 //!   [`BusError::UnrecoverableEpoch`] with the current position; one without epoch is not compared.
 //! - **P11 clearing keeps the stream.** After `clear` the history is empty, its floor is the top, and

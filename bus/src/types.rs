@@ -139,7 +139,8 @@ pub struct Page {
     /// not above it, up to the limit.
     pub top: Position,
     /// The history reaches back to this offset: what its oldest publication names as its predecessor, the
-    /// top when nothing is kept. A position below it is not recoverable.
+    /// top when nothing is kept. A position below it is not recoverable. A backend looks no further back than was asked:
+    /// for a read since an offset that is kept, or of the newest ones, it may reach further.
     pub floor: u64,
     /// The limit cut the page: more of the asked range is kept.
     pub more: bool,

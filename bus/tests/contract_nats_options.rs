@@ -280,6 +280,54 @@ fn the_position_of_an_open_channel_outlives_the_streams_age() {
     assert!(!probe.was_told(0, &name) && !probe.was_told(1, &name));
 }
 
+/// A history longer than what is read together, with a neighbour in between, on servers that give messages in runs and on
+/// one that gives them one by one.
+#[test]
+fn a_deep_history_is_read() {
+    for version in [Version::Newest, Version::Debian] {
+        let size = match version {
+            Version::Newest => 1_500,
+            Version::Debian => 200,
+        };
+        let deep = ChannelOptions { history_size: size, ..ROOM };
+        let options = NatsOptions { history_size_max: size, streams: 1, ..NatsOptions::default() };
+        let mut probe = Probe::new(Live::new(Nats::new(version, 1, options, ""), 1));
+        let (name, neighbour) = (probe.name("deep"), probe.name("deep-neighbour"));
+        let mut said = Vec::new();
+        for n in 0..size + 50 {
+            said.push(probe.data(0, &name));
+            let token = probe.send_publish(0, &name, &deep);
+            if n % 3 == 0 {
+                probe.send_publish(0, &neighbour, &deep);
+            }
+            probe.published(0, token).expect("a healthy bus accepts publications");
+        }
+        let kept = &said[50..];
+        let mut read = |since, limit, reverse| {
+            let query = HistoryQuery { since, limit, reverse };
+            let (page, publications) = probe.read(0, &name, &deep, &query).expect("a healthy bus reads");
+            let (offsets, data): (Vec<u64>, Vec<String>) = publications.into_iter().unzip();
+            (page, offsets, data)
+        };
+        let (page, offsets, data) = read(None, 5_000, false);
+        assert_eq!((data.as_slice(), page.more), (kept, false));
+        let (page, _, data) = read(None, 7, false);
+        assert_eq!((data.as_slice(), page.more), (&kept[..7], true));
+        let (page, _, mut data) = read(None, 7, true);
+        data.reverse();
+        assert_eq!((data.as_slice(), page.more), (&kept[kept.len() - 7..], true));
+        for (at, limit) in [(0, 5_000), (kept.len() / 2, 5_000), (kept.len() - 2, 5_000), (20, 3)] {
+            for epoch in [None, Some(page.top.epoch)] {
+                let (page, _, data) = read(Some(Since { offset: offsets[at], epoch }), limit, false);
+                let rest = &kept[at + 1..];
+                let end = rest.len().min(limit as usize);
+                assert_eq!((data.as_slice(), page.more), (&rest[..end], end < rest.len()), "{at} {limit}");
+                assert!(page.floor <= offsets[at], "nothing is missing");
+            }
+        }
+    }
+}
+
 /// A larger history is configured later: the stream is made to keep it.
 #[test]
 fn a_stream_is_raised_to_what_is_wanted() {

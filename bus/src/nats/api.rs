@@ -25,12 +25,20 @@ const LISTING_MS_MAX: u64 = 5_000;
 /// Messages that are asked for together: far fewer than a subscription holds.
 const LISTED_PER_BATCH: usize = 4_096;
 
+/// Messages that are read together, and their bytes (what many reads at once hold is so many times as much).
+pub(super) const READ_MESSAGES_MAX: usize = 1_024;
+const READ_BYTES_MAX: usize = 1 << 20;
+
 /// Longest wait for the first word of a stream, in milliseconds: while nobody leads it, nobody answers, and the leader
 /// should not be found late for that.
 const FIRST_WORD_MS_MAX: u64 = 300;
 
 /// How a stream's description begins; then comes the number of streams.
 const DESCRIPTION: &str = "Ringmain, streams: ";
+
+/// How answers to direct reads end (NATS ADR-31).
+const END_OF_BATCH: u16 = 204;
+const NOT_FOUND: u16 = 404;
 
 /// The server has no such message (JetStream's error codes).
 const NO_MESSAGE: u64 = 10_037;
@@ -117,6 +125,15 @@ pub(super) struct Stored {
     /// When the leader took it, in milliseconds since 1970, by its clock.
     pub(super) unix_ms: u64,
     pub(super) payload: Vec<u8>,
+}
+
+/// Messages of one subject that were read together.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Oldest first, without a hole between them.
+    pub(super) messages: Vec<Stored>,
+    /// The server gives one at a time: it is older than 2.11.
+    pub(super) is_single: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -246,6 +263,38 @@ impl Api {
         let payload = STANDARD.decode(raw.message.data).map_err(|_| ApiError::Malformed)?;
         let unix_ms = unix_ms(&raw.message.time).ok_or(ApiError::Malformed)?;
         Ok(Stored { sequence: raw.message.seq, unix_ms, payload })
+    }
+
+    /// Up to `most` of a subject's messages, from a sequence on, as far as the server that answers has them: it may be a
+    /// follower. None where it knows of none.
+    pub(super) async fn run(&self, subject: &str, from: u64, most: usize) -> Result<Run, ApiError> {
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|_| ApiError::NoAnswer)?;
+        let body = json!({
+            "seq": from.max(1),
+            "next_by_subj": subject,
+            "batch": most.clamp(1, READ_MESSAGES_MAX),
+            "max_bytes": READ_BYTES_MAX,
+        });
+        let asked = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let asked = self.client.publish_with_reply(asked, inbox, body.to_string().into());
+        asked.await.map_err(|_| ApiError::NoAnswer)?;
+        let mut run = Run { messages: Vec::new(), is_single: false };
+        loop {
+            let answer = tokio::time::timeout(Duration::from_millis(CALL_MS_MAX), answers.next());
+            let answer = answer.await.ok().flatten().ok_or(ApiError::NoAnswer)?;
+            match answer.status.map(|status| status.as_u16()) {
+                None => run.messages.push(stored_directly(&answer).ok_or(ApiError::Malformed)?),
+                Some(END_OF_BATCH | NOT_FOUND) => return Ok(run),
+                Some(_) if answer.status == Some(StatusCode::NO_RESPONDERS) => return Err(ApiError::Nobody),
+                Some(_) => return Err(ApiError::Malformed),
+            }
+            if answer.headers.is_none_or(|headers| headers.get("Nats-Num-Pending").is_none()) {
+                // Nothing will say where it ends.
+                run.is_single = true;
+                return Ok(run);
+            }
+        }
     }
 
     pub(super) async fn info(&self) -> Result<Info, ApiError> {
@@ -456,6 +505,16 @@ async fn request(client: &Client, subject: String, body: Bytes, ms_max: u64) -> 
 fn check(payload: &[u8]) -> Result<(), ApiError> {
     let answer: Answer = serde_json::from_slice(payload).map_err(|_| ApiError::Malformed)?;
     answer.error.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+/// A message as a direct read gives it: its place in headers, its payload as it is.
+fn stored_directly(message: &async_nats::Message) -> Option<Stored> {
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str());
+    Some(Stored {
+        sequence: header("Nats-Sequence")?.parse().ok()?,
+        unix_ms: unix_ms(header("Nats-Time-Stamp")?)?,
+        payload: message.payload.to_vec(),
+    })
 }
 
 /// Reads what a stream answers to a publish.

@@ -7,6 +7,7 @@
 //! before its return; a task of a life that is over finds nobody to report to.
 
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use super::interest::Channels;
 use super::keep::Keeping;
 use super::node::{CORE, Node};
 use super::publish::{Echoes, Publishes};
+use super::read::Runs;
 use super::streams::{Step, StreamLife};
 use crate::backend::{Call, ReadPage, Reply, Request};
 use crate::epoch::{Epoch, Position};
@@ -129,6 +131,7 @@ pub(super) struct Life<'n> {
     pub(super) suspects: Suspects,
     pub(super) keeping: Keeping,
     pub(super) walks: Arc<tokio::sync::Semaphore>,
+    pub(super) runs: Rc<Runs>,
     /// Nodes that lived when the last life ended.
     pub(super) expected: Vec<u64>,
     /// Tasks that end with this life.
@@ -172,6 +175,7 @@ impl<'n> Life<'n> {
             suspects: Suspects::default(),
             keeping: Keeping::default(),
             walks: Arc::new(tokio::sync::Semaphore::new(WALKS_MAX)),
+            runs: Rc::default(),
             expected,
             tasks: Vec::new(),
         }

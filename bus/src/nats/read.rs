@@ -2,19 +2,24 @@
 //!
 //! Owns: walks over one subject's messages, what of them is history, the page. Must not know: subscriptions.
 //!
-//! The leader is asked (`STREAM.MSG.GET`), for a follower lags. The API steps forward within a subject and knows its
-//! last message, but not the one before; so the walk begins where, by how densely the channel's messages lie, the
-//! wanted ones should begin, and widens.
+//! The leader is asked for the last message (`STREAM.MSG.GET`), for a follower lags. Those before it may come from any
+//! server that has them, in runs (`DIRECT.GET` with a batch, since 2.11): what a follower has is whole as far as it goes,
+//! and where it ends before its time the leader gives the next one. Older servers give one message at a time.
+//!
+//! The API steps forward within a subject and knows its last message, but not the one before; so the walk begins where,
+//! by how densely the channel's messages lie, the wanted ones should begin, and widens. Where about as much is wanted as the
+//! stream keeps of a channel at most, it begins at the beginning.
 //!
 //! What is kept is decided here, by the channel's options at the time of the read: the newest `history_size`
 //! publications, not older than `history_ttl_ms`, after the last mark of a clearing. The stream keeps more: so the
 //! publication before the oldest kept one is usually there, and its sequence is the history's floor.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::api::{Api, ApiError, Stored, Which};
+use super::api::{Api, ApiError, READ_MESSAGES_MAX, Stored, Which};
 use super::wire::{self, Mark};
 use crate::backend::{ReadPage, append_record};
 use crate::envelope;
@@ -24,6 +29,12 @@ use crate::types::{BusError, ChannelOptions, HistoryQuery, Page};
 
 /// Longest time for one read, in milliseconds.
 const READ_MS_MAX: u64 = 2_500;
+
+/// How long servers that do not give runs are left alone with it.
+const RUNS_AGAIN: Duration = Duration::from_secs(60);
+
+/// Messages so few that they are read together without a thought.
+const RUN_MIN: usize = 64;
 
 /// Time before a failed request is made again, in milliseconds.
 const AGAIN_MS: u64 = 50;
@@ -44,6 +55,24 @@ pub(super) struct Place {
     pub(super) has_aged: bool,
     /// The server's clock less ours, in milliseconds.
     pub(super) clock_ahead_ms: i64,
+    pub(super) runs: Rc<Runs>,
+}
+
+/// Whether servers give messages in runs, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    not_before: Cell<Option<Instant>>,
+}
+
+impl Runs {
+    fn are_given(&self) -> bool {
+        self.not_before.get().is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Somebody did not: a server of an older release, or one where this may not be asked.
+    fn were_not_given(&self) {
+        self.not_before.set(Some(Instant::now() + RUNS_AGAIN));
+    }
 }
 
 /// A channel's last mark; all 0: none.
@@ -70,7 +99,8 @@ impl Place {
         query: &HistoryQuery,
     ) -> Result<ReadPage, BusError> {
         let unavailable = |_| BusError::Unavailable;
-        let (last, mark) = match goes_on_from(query) {
+        let since = self.goes_on_from(query);
+        let (last, mark) = match since {
             Some(offset) => {
                 let last = self.last().await.map_err(unavailable)?;
                 if last.as_ref().is_some_and(|last| last.sequence == offset) {
@@ -96,9 +126,15 @@ impl Place {
                     // Only the position is asked for: the floor says no more than is known without a walk.
                     History { top, floor: top, kept: vec![last] }
                 } else {
-                    match self.missed(&last, query, &keeps).await.map_err(unavailable)? {
+                    let missed = match since.filter(|offset| (1..last.sequence).contains(offset)) {
+                        Some(offset) => {
+                            self.missed(&last, offset, query, &keeps).await.map_err(unavailable)?
+                        }
+                        None => None,
+                    };
+                    match missed {
                         Some(history) => history,
-                        None => self.history(last, &keeps).await.map_err(unavailable)?,
+                        None => self.history(last, query, &keeps).await.map_err(unavailable)?,
                     }
                 }
             }
@@ -194,47 +230,82 @@ impl Place {
         if self.has_aged { first - 1 } else { 0 }
     }
 
-    /// What came after the publication that the query goes on from, if that and all of it are there: then nothing
-    /// before it matters.
+    /// The offset after which the query asks for all that there is: it is that of somebody who goes on from there, to
+    /// whom nothing before it matters.
+    fn goes_on_from(&self, query: &HistoryQuery) -> Option<u64> {
+        let since = query.since.filter(|since| since.epoch.is_none_or(|epoch| epoch == self.epoch));
+        since.filter(|_| !query.reverse).map(|since| since.offset)
+    }
+
+    /// The subject's next messages from a sequence on, oldest first, at most `most`; none: there is none.
+    async fn run(&self, from: u64, most: usize, deadline: Instant) -> Result<Vec<Stored>, ApiError> {
+        if most > 1 && self.runs.are_given() {
+            let run = self.api.run(&self.subject, from, most).await;
+            if run.as_ref().map_or(true, |run| run.is_single) {
+                self.runs.were_not_given();
+            }
+            if let Some(run) = run.ok().filter(|run| !run.messages.is_empty()) {
+                return Ok(run.messages);
+            }
+        }
+        Ok(self.ask(Which::From(&self.subject, from), deadline).await?.into_iter().collect())
+    }
+
+    /// What came after the publication at `offset`, if that and all of it are there: then nothing before it matters.
     async fn missed(
         &self,
         last: &Stored,
+        offset: u64,
         query: &HistoryQuery,
         keeps: &Keeps<'_>,
     ) -> Result<Option<History>, ApiError> {
-        let Some(offset) = goes_on_from(query).filter(|offset| (1..last.sequence).contains(offset)) else {
-            return Ok(None);
-        };
-        let wanted = (keeps.options.history_size as usize).min(self.per_subject_max - 1).max(1);
+        let wanted = self.wanted(keeps.options);
         let deadline = deadline();
-        let first = self.ask(Which::From(&self.subject, offset), deadline).await?;
-        if first.is_none_or(|first| first.sequence != offset) {
-            return Ok(None);
-        }
-        let mut kept: Vec<Stored> = Vec::new();
-        let mut next = offset + 1;
         // One more than is asked for says that there are more.
-        while next <= last.sequence && kept.len() <= query.limit as usize {
-            match self.ask(Which::From(&self.subject, next), deadline).await? {
-                Some(entry) if keeps.keeps(&entry) && kept.len() < wanted => {
-                    next = entry.sequence + 1;
-                    kept.push(entry);
-                }
-                _ => return Ok(None),
+        let most = query.limit as usize + 1;
+        let mut kept: Vec<Stored> = Vec::new();
+        let mut next = offset;
+        while next <= last.sequence && kept.len() < most {
+            let run = self.run(next, most + 1 - kept.len(), deadline).await?;
+            let Some(newest) = run.last() else { return Ok(None) };
+            let mut run = run.iter();
+            if next == offset && run.next().is_none_or(|first| first.sequence != offset) {
+                return Ok(None);
+            }
+            next = newest.sequence + 1;
+            kept.extend(run.filter(|entry| entry.sequence <= last.sequence).cloned());
+            if kept.len() > wanted || !kept.iter().all(|entry| keeps.keeps(entry)) {
+                return Ok(None);
             }
         }
-        kept.retain(|entry| entry.sequence <= last.sequence);
         Ok(Some(History { top: last.sequence.max(keeps.marked), floor: offset, kept }))
     }
 
-    /// Walks back from the last message until the history's end is found.
-    async fn history(&self, last: Stored, keeps: &Keeps<'_>) -> Result<History, ApiError> {
+    /// Publications kept of a channel at most.
+    fn wanted(&self, options: &ChannelOptions) -> usize {
+        (options.history_size as usize).min(self.per_subject_max - 1).max(1)
+    }
+
+    /// Walks back from the last message until the history's end is found, or as much as is asked for from its newest on.
+    async fn history(
+        &self,
+        last: Stored,
+        query: &HistoryQuery,
+        keeps: &Keeps<'_>,
+    ) -> Result<History, ApiError> {
         let deadline = deadline();
         let top = last.sequence.max(keeps.marked);
-        let wanted = (keeps.options.history_size as usize).min(self.per_subject_max - 1).max(1);
+        let mut wanted = self.wanted(keeps.options);
+        if query.reverse && query.since.is_none() {
+            // One more says that there are more.
+            wanted = wanted.min(query.limit as usize + 1);
+        }
         // The newest; beyond them one that is not kept, which gives the floor.
         let mut entries = vec![last];
-        let mut width = 4 * wanted as u64;
+        let mut width = match self.runs.are_given() && self.per_subject_max <= 2 * wanted + RUN_MIN {
+            true => u64::MAX,
+            false => 4 * wanted as u64,
+        };
         loop {
             let oldest = entries[0].sequence;
             let from = oldest.saturating_sub(width);
@@ -269,16 +340,11 @@ impl Place {
         let mut entries = VecDeque::new();
         let mut next = from;
         while next < to {
-            match self.ask(Which::From(&self.subject, next), deadline).await? {
-                Some(entry) if entry.sequence < to => {
-                    next = entry.sequence + 1;
-                    entries.push_back(entry);
-                    if entries.len() > most {
-                        entries.pop_front();
-                    }
-                }
-                _ => break,
-            }
+            let run = self.run(next, READ_MESSAGES_MAX, deadline).await?;
+            let Some(newest) = run.last() else { break };
+            next = newest.sequence + 1;
+            entries.extend(run.into_iter().filter(|entry| entry.sequence < to));
+            entries.drain(..entries.len().saturating_sub(most));
             if Instant::now() >= deadline {
                 return Err(ApiError::NoAnswer);
             }
@@ -321,12 +387,6 @@ fn next_width(width: u64, found: usize, missing: usize) -> u64 {
     }
     let gap = width / found as u64 + 1;
     gap.saturating_mul(missing as u64 + 2).saturating_mul(2).max(width)
-}
-
-/// The offset after which the query asks for all, of whatever epoch: it is that of somebody who goes on from there,
-/// to whom nothing before it matters.
-fn goes_on_from(query: &HistoryQuery) -> Option<u64> {
-    query.since.filter(|since| since.epoch.is_none() && !query.reverse).map(|since| since.offset)
 }
 
 fn deadline() -> Instant {

@@ -38,7 +38,7 @@ pub fn p8_history_since_gives_all_after_it(cluster: impl Cluster) {
         let (page, publications) = probe.read(last, &name, &ROOM, &query).expect("its own epoch");
         assert_eq!(publications, filled[n..], "since {offset}");
         assert_eq!((page.top, page.more), (top, false));
-        assert!(page.floor < filled[0].0, "nothing was trimmed");
+        assert!(page.floor < filled[0].0 || page.floor <= offset, "nothing was trimmed");
     }
 }
 
