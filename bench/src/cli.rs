@@ -294,6 +294,7 @@ pub(crate) enum LimitLoad {
 #[command(
     after_help = "Example:\n  ringmain-bench cross --bus $(deploy/local/up redis-single --bus-only) --spawn target/release/ringmain\n  \
                         ringmain-bench cross --bus nats://127.0.0.1:4222 --monitor 127.0.0.1:8222 --rates 1000,10000 --spawn target/release/ringmain\n  \
+                        ringmain-bench cross --bus redis://127.0.0.1:6379 --rates 10000 --busy-max 70 --spawn target/release/ringmain\n  \
                         ringmain-bench cross --placement --bus redis://127.0.0.1:6379 --spawn target/release/ringmain"
 )]
 pub(crate) struct CrossArgs {
@@ -309,6 +310,10 @@ pub(crate) struct CrossArgs {
     /// Publications a second, over all channels.
     #[arg(long, value_delimiter = ',', default_value = "1000,10000,50000", value_parser = rate)]
     pub(crate) rates: Vec<f64>,
+    /// Also measure latency at the highest rate, up to those named, at which nodes, broker and load keep all cores of the
+    /// machine at most so busy, in percent: above it, waiting for a core is most of what is measured.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) busy_max: Option<u32>,
     /// Publications in flight where throughput is measured: 1 is without batches.
     #[arg(long, value_delimiter = ',', default_value = "1,16,256", value_parser = clap::value_parser!(u32).range(1..=WINDOW_MAX))]
     pub(crate) windows: Vec<u32>,
@@ -431,6 +436,7 @@ mod tests {
         check("b churn --spawn x --concurrency 0", "0 is not in");
         check("b cross --spawn x", "--bus");
         check("b cross --spawn x --bus y --rates 5,0", "not above 0");
+        check("b cross --spawn x --bus y --busy-max 101", "101 is not in");
         check("b cross --spawn x --bus y --windows 0", "0 is not in");
         check("b cross --spawn x --bus y --size 7", "7 is not in");
     }

@@ -40,11 +40,24 @@ pub(crate) struct CpuSample {
     core: CoreTicks,
 }
 
-/// Ticks of one core since boot.
+/// Ticks of one core, or of all, since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct CoreTicks {
+pub(crate) struct CoreTicks {
     idle: u64,
     total: u64,
+}
+
+impl CoreTicks {
+    /// All cores together.
+    pub(crate) fn of_machine() -> Option<CoreTicks> {
+        parse_ticks(&fs::read_to_string("/proc/stat").ok()?, "cpu")
+    }
+
+    /// What part was used since, by whomever, 0 to 1: what a hypervisor took counts as used. None: no tick has passed.
+    pub(crate) fn busy_since(self, earlier: CoreTicks) -> Option<f64> {
+        let total = self.total.checked_sub(earlier.total).filter(|total| *total > 0)?;
+        Some(1.0 - self.idle.saturating_sub(earlier.idle) as f64 / total as f64)
+    }
 }
 
 /// CPU time between two samples.
@@ -100,7 +113,7 @@ impl CpuMeter {
         }
         if let Some(core) = self.core {
             let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-            sample.core = parse_core_ticks(&text, core).unwrap_or_default();
+            sample.core = parse_ticks(&text, &format!("cpu{core}")).unwrap_or_default();
         }
         Ok(sample)
     }
@@ -134,10 +147,9 @@ fn parse_stat_ticks(text: &str) -> Option<u64> {
     Some(user + system)
 }
 
-/// The line of `core` in /proc/stat: user nice system idle iowait irq softirq steal …; guest time is in user already.
-fn parse_core_ticks(text: &str, core: usize) -> Option<CoreTicks> {
-    let name = format!("cpu{core}");
-    let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(&name))?;
+/// The line `name` in /proc/stat: user nice system idle iowait irq softirq steal …; guest time is in user already.
+fn parse_ticks(text: &str, name: &str) -> Option<CoreTicks> {
+    let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;
     let ticks: Vec<u64> =
         line.split_ascii_whitespace().skip(1).take(8).filter_map(|tick| tick.parse().ok()).collect();
     Some(CoreTicks { idle: ticks.get(3)? + ticks.get(4)?, total: ticks.iter().sum() })
@@ -163,8 +175,12 @@ mod tests {
         assert_eq!(parse_stat_ticks(stat), Some(300));
         assert_eq!(parse_stat_ticks("42 (short) S 1"), None);
         let stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 1 1 1 1 1 1 1 1 1 1\ncpu10 10 20 30 400 50 6 7 8 9 0\n";
-        assert_eq!(parse_core_ticks(stat, 10), Some(CoreTicks { idle: 450, total: 531 }));
-        assert_eq!(parse_core_ticks(stat, 2), None);
+        assert_eq!(parse_ticks(stat, "cpu10"), Some(CoreTicks { idle: 450, total: 531 }));
+        assert_eq!(parse_ticks(stat, "cpu"), Some(CoreTicks { idle: 18, total: 72 }));
+        assert_eq!(parse_ticks(stat, "cpu2"), None);
+        let later = CoreTicks { idle: 48, total: 172 };
+        assert_eq!(later.busy_since(CoreTicks { idle: 18, total: 72 }), Some(0.7));
+        assert_eq!(later.busy_since(later), None);
     }
 
     #[test]

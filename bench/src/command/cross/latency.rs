@@ -4,7 +4,7 @@ use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::trial::{Setting, Trial};
-use super::{Bench, Rounds, differences, ratio_text, series, text};
+use super::{Bench, Contestant, Rounds, differences, ratio_text, series, text};
 use crate::command::CommandError;
 use crate::measure::series::Series;
 use crate::plan::Pace;
@@ -22,40 +22,79 @@ const PERCENTILES: [Percentile; 5] = [
 /// A kind of operation is named in the table from so many for each publication on.
 const NAMED_MIN: f64 = 0.05;
 
+/// A rate is found to this part of itself.
+const RATE_GRAIN: f64 = 0.1;
+
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(Vec<Table>, Value), CommandError> {
     let (mut tables, mut results) = (Vec::new(), Vec::new());
-    for rate in bench.args.rates.clone() {
+    let mut rates: Vec<(f64, Option<u32>)> = bench.args.rates.iter().map(|&rate| (rate, None)).collect();
+    if let Some(percent) = bench.args.busy_max {
+        rates.extend(rate_within(bench, percent)?.map(|rate| (rate, Some(percent))));
+    }
+    for (rate, within) in rates {
         if crate::io::signals::interrupted() {
             break;
         }
-        let setting = Setting { pace: Pace::PerSecond(rate), subscribe: true };
+        let setting = at(rate);
         let rounds = bench.rounds(&format!("{rate:.0}/s"), setting)?;
-        tables.push(latency_table(rate, &rounds));
+        tables.push(latency_table(rate, within, &rounds));
         tables.push(cost_table(&format!("{rate:.0}/s"), &rounds));
         results.push(json!({
-            "rate": rate, "nodes": rounds[0], "bare": rounds[1], "comparison": comparison(&rounds),
+            "rate": rate, "busy_max_percent": within, "nodes": rounds[0], "bare": rounds[1],
+            "comparison": comparison(&rounds),
         }));
     }
     Ok((tables, Value::from(results)))
 }
 
-fn latency_table(rate: f64, [nodes, bare]: &Rounds) -> Table {
+fn at(rate: f64) -> Setting {
+    Setting { pace: Pace::PerSecond(rate), subscribe: true }
+}
+
+/// The highest rate at which the machine is at most so busy under the nodes' load, by halving; none if it is below a
+/// tenth of the highest that was named.
+fn rate_within(bench: &mut Bench<'_>, percent: u32) -> Result<Option<f64>, CommandError> {
+    let highest = bench.args.rates.iter().copied().fold(0.0, f64::max);
+    let (mut within, mut above, mut tried) = (0.0, f64::INFINITY, highest);
+    while !crate::io::signals::interrupted() {
+        bench.progress.set_prefix(format!("cross: how busy at {tried:.0}/s"));
+        let trial = bench.trial(Contestant::Nodes, at(tried))?;
+        let is_within = trial.busy.is_some_and(|busy| busy * 100.0 <= f64::from(percent))
+            && trial.per_second >= tried * (1.0 - RATE_GRAIN);
+        *if is_within { &mut within } else { &mut above } = tried;
+        if within == highest || above - within <= RATE_GRAIN * above || above <= RATE_GRAIN * highest {
+            break;
+        }
+        tried = f64::midpoint(within, above).round();
+    }
+    Ok((within > 0.0).then_some(within))
+}
+
+fn latency_table(rate: f64, within: Option<u32>, [nodes, bare]: &Rounds) -> Table {
     let mut table = Table::new();
     let names = PERCENTILES.iter().map(|(name, _)| (*name).to_owned());
-    table.set_header([format!("latency at {rate:.0}/s"), "reached/s".into()].into_iter().chain(names));
+    let title = match within {
+        None => format!("latency at {rate:.0}/s"),
+        Some(percent) => format!("latency at {rate:.0}/s, the highest with at most {percent} % busy"),
+    };
+    let columns = [title, "reached/s".into(), "all cores busy".into()];
+    table.set_header(columns.into_iter().chain(names));
     let of = |trials: &[Trial], value: fn(&Trial) -> f64| series(trials, |trial| Some(value(trial)));
     for (title, trials) in [("nodes", nodes), ("bare client", bare)] {
         let reached = Series::of(&series(trials, |trial| Some(trial.per_second)));
         let reached = reached.map_or("unknown".into(), |reached| format!("{:.0}", reached.median));
+        let busy = Series::of(&series(trials, |trial| trial.busy));
+        let busy = busy.map_or("unknown".into(), |busy| format!("{:.0} %", busy.median * 100.0));
         let cells = PERCENTILES.iter().map(|(_, value)| brief(&of(trials, *value)));
-        table.add_row([title.to_owned(), reached].into_iter().chain(cells));
+        table.add_row([title.to_owned(), reached, busy].into_iter().chain(cells));
     }
     let compared = |compare: fn(&[f64], &[f64]) -> String| {
         PERCENTILES.map(|(_, value)| compare(&of(nodes, value), &of(bare, value)))
     };
+    let row = |title: &str| [title.to_owned(), String::new(), String::new()].into_iter();
     let added = compared(|nodes, bare| brief(&differences(nodes, bare)));
-    table.add_row(["added".to_owned(), String::new()].into_iter().chain(added));
-    table.add_row(["ratio".to_owned(), String::new()].into_iter().chain(compared(ratio_text)));
+    table.add_row(row("added").chain(added));
+    table.add_row(row("ratio").chain(compared(ratio_text)));
     table
 }
 

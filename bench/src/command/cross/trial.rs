@@ -9,7 +9,7 @@ use super::{Bench, Contestant, client_core, scheme, stored};
 use crate::command::CommandError;
 use crate::io::board::{Counter, Phase};
 use crate::measure::broker::BrokerCounts;
-use crate::measure::cpu::{CpuMeter, CpuSample};
+use crate::measure::cpu::{CoreTicks, CpuMeter, CpuSample};
 use crate::measure::latency::Percentiles;
 use crate::measure::sockets::{self, Traffic};
 use crate::plan::{BusPlan, CrossPlan, Load, Pace, Plan, Target};
@@ -31,6 +31,8 @@ pub(super) struct Trial {
     pub(super) latency: Percentiles,
     /// CPU in microseconds: of the node that publishes and the one that subscribes; of the bare client's process.
     pub(super) cpu_us: Vec<f64>,
+    /// What part of all cores was used, by whomever, 0 to 1.
+    pub(super) busy: Option<f64>,
     pub(super) sent_bytes: Option<f64>,
     pub(super) received_bytes: Option<f64>,
     pub(super) sent_segments: Option<f64>,
@@ -46,6 +48,7 @@ struct Sample {
     at: Instant,
     units: u64,
     cpu: Vec<CpuSample>,
+    machine: Option<CoreTicks>,
     traffic: Option<Traffic>,
     broker: Option<BrokerCounts>,
 }
@@ -131,7 +134,8 @@ impl Bench<'_> {
         let broker = self.broker.counts();
         let cpu = pids.iter().map(|&pid| CpuMeter::new(vec![pid], None).sample());
         let cpu = cpu.collect::<Result<Vec<_>, _>>().map_err(RunError::from)?;
-        Ok(Sample { at: Instant::now(), units: fleet.counter(Counter::Units), cpu, traffic, broker })
+        let (at, units, machine) = (Instant::now(), fleet.counter(Counter::Units), CoreTicks::of_machine());
+        Ok(Sample { at, units, cpu, machine, traffic, broker })
     }
 }
 
@@ -154,6 +158,7 @@ impl Sample {
                 .zip(&before.cpu)
                 .map(|(after, before)| per(after.since(before).total_ns()) / 1e3)
                 .collect(),
+            busy: self.machine.zip(before.machine).and_then(|(after, before)| after.busy_since(before)),
             sent_bytes: traffic.map(|traffic| per(traffic.sent_bytes)),
             received_bytes: traffic.map(|traffic| per(traffic.received_bytes)),
             sent_segments: traffic.map(|traffic| per(traffic.sent_segments)),
