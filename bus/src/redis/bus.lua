@@ -466,14 +466,19 @@ function operations.C(key, channel, parameters)
   return { 'C', s.m }
 end
 
--- The canary: comes back over the subscription, with the server's life and that of its data.
+-- The canary: comes back over the subscription, with the server's life and that of its data. Without a payload it is
+-- written instead, for WAIT counts from a write on.
 function operations.K(key, channel, parameters, payload)
   local life = call('GET', key)
   if not life then
     life = sub(parameters, 2, 9)
     call('SET', key, life)
   end
-  call(publish_command, channel, pack('>B', 2) .. replid .. life .. payload)
+  if payload == '' then
+    call('SETRANGE', key, 0, life)
+  else
+    call(publish_command, channel, pack('>B', 2) .. replid .. life .. payload)
+  end
   return { 'K', replid, life, tonumber(string.match(info, 'connected_slaves:(%d+)')) or 0 }
 end
 

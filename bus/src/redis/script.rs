@@ -212,6 +212,11 @@ impl Script {
         Operation { place: Rc::new(place), nonce, deed: Deed::Canary { payload } }
     }
 
+    /// A write to the canary's key that changes nothing: replicas that have it have what was done before. Nobody hears it.
+    pub(super) fn write(&self, key: &str, nonce: u64) -> Operation {
+        self.canary(key, nonce, Bytes::new())
+    }
+
     /// The command that runs operations, which are all of one hash slot in a cluster, in their order.
     pub(super) fn call(&self, sha: &str, operations: &[Operation]) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
@@ -222,13 +227,13 @@ impl Script {
         }
         command.arg(self.publish_command);
         for group in groups() {
-            self.write(&mut command, group);
+            self.append(&mut command, group);
         }
         command
     }
 
     /// The arguments of operations that go together.
-    fn write(&self, command: &mut Cmd, group: &[Operation]) {
+    fn append(&self, command: &mut Cmd, group: &[Operation]) {
         let Operation { place, nonce, deed } = &group[0];
         let mut parameters = Parameters(Vec::with_capacity(72));
         match deed {

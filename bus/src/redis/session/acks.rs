@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use redis::Value;
 
-use super::{Ending, Session, Work, give_back, is_confirmed};
+use super::{Ending, Session, Work, give_back};
 use crate::backend::{OwnedId, ReadPage, Reply, append_record};
 use crate::envelope;
 use crate::epoch::Position;
@@ -30,12 +30,7 @@ fn code(message: &str) -> &str {
 }
 
 impl Session {
-    pub(super) async fn call_answered(
-        &mut self,
-        works: Vec<Work>,
-        value: Value,
-        confirmed: bool,
-    ) -> Result<(), Ending> {
+    pub(super) async fn call_answered(&mut self, works: Vec<Work>, value: Value) -> Result<(), Ending> {
         let count = works.len();
         let answers = match value {
             Value::ServerError(error) => {
@@ -44,28 +39,23 @@ impl Session {
             }
             value => answers(value).filter(|answers| answers.len() == count).unwrap_or_default(),
         };
-        if confirmed {
-            self.confirming.push_back(Vec::new());
-        }
         let mut ending = if answers.len() == count { Ok(()) } else { Err(Ending::because("protocol")) };
         let mut answers = answers.into_iter();
         for work in works {
             match answers.next() {
-                Some(answer) if ending.is_ok() => ending = self.settle(work, answer, confirmed).await,
+                Some(answer) if ending.is_ok() => ending = self.settle(work, answer).await,
                 _ => give_back(&self.context, work, true).await,
             }
         }
         ending
     }
 
-    async fn settle(&mut self, work: Work, answer: Answer, confirmed: bool) -> Result<(), Ending> {
+    async fn settle(&mut self, work: Work, answer: Answer) -> Result<(), Ending> {
         match (work, answer) {
             (Work::Publish(publication), Answer::Published { key, offset, repeated }) => {
-                self.published(publication, &key, offset, repeated, confirmed).await
+                self.published(publication, &key, offset, repeated).await
             }
-            (Work::Publish(publication), Answer::Counted { key }) => {
-                self.counted(publication, &key, confirmed).await
-            }
+            (Work::Publish(publication), Answer::Counted { key }) => self.counted(publication, &key).await,
             (Work::Read { call, target, query }, Answer::Page { key, floor, more, entries }) => {
                 if key.replid != self.life.replid {
                     give_back(&self.context, Work::Read { call, target, query }, true).await;
@@ -136,7 +126,6 @@ impl Session {
         key: &KeyState,
         offset: u64,
         repeated: bool,
-        confirmed: bool,
     ) -> Result<(), Ending> {
         if key.replid != self.life.replid {
             self.context.orphan(publication).await;
@@ -155,10 +144,8 @@ impl Session {
         // A repeat of our own making is none to the caller.
         let own = publication.attempts > 1 && matches!(publication.id, OwnedId::Node(..));
         let accepted = Accepted { position: Position::new(key.epoch, offset), repeated: repeated && !own };
-        if confirmed {
-            if let Some(batch) = self.confirming.back_mut() {
-                batch.push((publication, accepted));
-            }
+        if self.is_confirmed_by_replicas() {
+            self.confirming.push_back((publication, accepted));
             return Ok(());
         }
         // A repeat is kept too: the attempt that stored it may have had no answer, so nobody keeps it.
@@ -168,12 +155,7 @@ impl Session {
         Ok(())
     }
 
-    async fn counted(
-        &mut self,
-        publication: Publication,
-        key: &KeyState,
-        confirmed: bool,
-    ) -> Result<(), Ending> {
+    async fn counted(&mut self, publication: Publication, key: &KeyState) -> Result<(), Ending> {
         if key.replid != self.life.replid {
             self.context.answer(&publication, Err(PublishError::Unknown)).await;
             return Err(Ending::because("another life"));
@@ -181,16 +163,22 @@ impl Session {
         let mark = Mark { epoch: key.epoch, top: key.top, lineage: key.lineage, ephemeral: true };
         self.marks.insert(publication.target.name.clone(), mark);
         let accepted = Accepted { position: Position::NONE, repeated: false };
-        match self.confirming.back_mut().filter(|_| confirmed) {
-            Some(batch) => batch.push((publication, accepted)),
-            None => self.context.answer(&publication, Ok(accepted)).await,
+        if self.is_confirmed_by_replicas() {
+            self.confirming.push_back((publication, accepted));
+        } else {
+            self.context.answer(&publication, Ok(accepted)).await;
         }
         Ok(())
     }
 
+    /// Whether an ack is told only once replicas have what it is of.
+    fn is_confirmed_by_replicas(&self) -> bool {
+        matches!(self.context.options.durability, Durability::Replicas(_))
+    }
+
     /// Keeps an ack until replicas have it (L16). `false`: there is no room for it.
     fn keep(&mut self, publication: &Publication, ack: KeptAck) -> bool {
-        if self.replicas.get() == 0 || self.context.options.durability != Durability::Master {
+        if self.replicas.get() == 0 {
             return true;
         }
         let Publication { target, id, envelope, .. } = publication.clone();
@@ -209,16 +197,6 @@ impl Session {
         {
             self.context.let_go(&kept);
             self.kept_from += 1;
-        }
-    }
-
-    /// The WAIT behind a call.
-    pub(super) async fn confirmed(&mut self, value: &Value) {
-        let Durability::Replicas(replicas) = self.context.options.durability else { return };
-        let enough = is_confirmed(value, replicas);
-        for (publication, accepted) in self.confirming.pop_front().unwrap_or_default() {
-            let result = if enough { Ok(accepted) } else { Err(PublishError::Unknown) };
-            self.context.answer(&publication, result).await;
         }
     }
 

@@ -14,7 +14,6 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Ending, Flight, Session, Work};
-use crate::redis::options::Durability;
 use crate::redis::script::{BATCH_MAX, Operation};
 
 /// Operations of one group without an answer while more are sent at once.
@@ -85,18 +84,8 @@ impl Session {
         group.since = (!group.waiting.is_empty()).then_some(now);
         group.calls += 1;
         group.operations += count;
-        let durable = match self.context.options.durability {
-            Durability::Master => None,
-            Durability::Replicas(replicas) => {
-                works.iter().any(|work| matches!(work, Work::Publish(_))).then_some(replicas)
-            }
-        };
         self.send(&operations)?;
-        self.flights.push_back(Flight::Call { group: slot, works, confirmed: durable.is_some() });
-        if let Some(replicas) = durable {
-            self.send_wait(replicas)?;
-            self.flights.push_back(Flight::Confirm { group: slot, operations: count });
-        }
+        self.flights.push_back(Flight::Call { group: slot, works });
         Ok(true)
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use redis::{PushKind, Value};
 
-use super::{CANARY, Ears, Ending, Post, Session};
+use super::{CANARY, Ears, Ending, Post, Replicas, Session};
 use crate::epoch::Position;
 use crate::lineage::KeptAck;
 use crate::redis::canary;
@@ -70,11 +70,11 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
         flights: VecDeque::new(),
         groups: Default::default(),
         restless: Vec::new(),
+        confirmer: Replicas::new(dialer.server(&master.address).await?),
         confirming: VecDeque::new(),
         marks: Default::default(),
         kept: VecDeque::new(),
         kept_from: 0,
-        confirm_due: Some(now),
         touches: Default::default(),
         canary_sequence: 0,
         canary_due: now,

@@ -1,5 +1,5 @@
-//! One life of the connections to one master: a connection for the script, one for subscriptions, and the canary that
-//! proves both.
+//! One life of the connections to one master: a connection for the script, one for subscriptions, the canary that
+//! proves both, and one to ask about replicas.
 //!
 //! Owns: what is in flight there, what waits to be sent, who is subscribed. Must not know: other masters, the hub's
 //! chains.
@@ -15,6 +15,7 @@ mod acks;
 mod batch;
 mod begin;
 mod ears;
+mod replicas;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -37,6 +38,7 @@ use crate::types::{Accepted, BusError, HistoryQuery, PublishError};
 
 use batch::Group;
 use ears::Ears;
+use replicas::Replicas;
 
 /// Answers, pushes and requests handled before the other sides have their turn.
 const TURN_MAX: usize = 256;
@@ -52,21 +54,12 @@ const UNHEARD: Duration = Duration::from_millis(500);
 /// canary may wait in the socket.
 const SILENT_TURNS: u32 = 3;
 
-/// How long the server waits for replicas behind a canary, and at most behind a publish. It answers nothing else on
-/// this connection meanwhile, so it is far below the silence that ends a session.
-const WAIT_MS: u64 = 300;
-
-/// Pause after replicas have not confirmed in that time. Asked behind every canary, those that do not answer would hold
-/// the connection up for longer than canaries are apart, and its canaries come ever later.
-const CONFIRM_AGAIN: Duration = Duration::from_secs(1);
-
 /// Positions touched again in one tick, to keep them while their channels are open.
 const TOUCHES_MAX: usize = 256;
 
 const CANARY: Duration = Duration::from_millis(CANARY_MS);
 
 const _: () = assert!(UNHEARD.as_millis() as u64 + CANARY_MS < SILENCE_MS_MAX);
-const _: () = assert!(WAIT_MS < UNHEARD.as_millis() as u64);
 
 /// What a session is asked.
 pub(super) enum Job {
@@ -118,22 +111,12 @@ enum Work {
 }
 
 enum Flight {
-    /// A call, its group, and whether a WAIT follows it.
+    /// A call and its group.
     Call {
         group: u16,
         works: Vec<Work>,
-        confirmed: bool,
     },
     Canary,
-    /// Behind a canary: acks that were kept up to this number are let go.
-    Kept {
-        up_to: u64,
-    },
-    /// Behind a call of this group.
-    Confirm {
-        group: u16,
-        operations: usize,
-    },
 }
 
 /// A session, settled.
@@ -150,14 +133,13 @@ struct Session {
     groups: HashMap<u16, Group>,
     /// Groups with something to send.
     restless: Vec<u16>,
-    /// Acks that wait for a WAIT, call by call.
-    confirming: VecDeque<Vec<(Publication, Accepted)>>,
+    confirmer: Replicas,
+    /// Acks that are told once replicas have confirmed them.
+    confirming: VecDeque<(Publication, Accepted)>,
     marks: HashMap<Arc<str>, Mark>,
     /// In the order of their being kept, numbered from `kept_from`.
     kept: VecDeque<Kept>,
     kept_from: u64,
-    /// When replicas are asked next; `None`: they are being asked.
-    confirm_due: Option<Instant>,
     touches: BinaryHeap<(std::cmp::Reverse<Instant>, Arc<str>)>,
     canary_sequence: u64,
     canary_due: Instant,
@@ -249,6 +231,7 @@ impl Session {
                     self.heard(next?).await?;
                 }
             }
+            value = self.confirmer.next() => self.replicas_answered(value?).await?,
             job = jobs.recv() => {
                 self.take(job.ok_or(Ending::because("over"))?).await?;
                 for _ in 1..TURN_MAX {
@@ -258,13 +241,15 @@ impl Session {
             }
             () = tokio::time::sleep(TICK) => (),
         }
-        self.watch_over().await?;
+        let now = Instant::now();
+        self.watch_over(now).await?;
+        self.watch_replicas(now).await?;
+        self.ask_replicas(now)?;
         self.send_restless()
     }
 
     /// Sounds the canary, and listens for its silence.
-    async fn watch_over(&mut self) -> Result<(), Ending> {
-        let now = Instant::now();
+    async fn watch_over(&mut self, now: Instant) -> Result<(), Ending> {
         let is_unheard = self.unheard.front().is_some_and(|(_, sent)| now.duration_since(*sent) >= UNHEARD);
         self.silent_turns = if is_unheard { self.silent_turns + 1 } else { 0 };
         if self.silent_turns > SILENT_TURNS {
@@ -276,7 +261,7 @@ impl Session {
         }
         if now >= self.canary_due {
             self.canary_due = now + CANARY;
-            self.sound_canary()?;
+            self.sound_canary(now)?;
         }
         for _ in 0..TOUCHES_MAX {
             let Some((due, _)) = self.touches.peek() else { break };
@@ -289,8 +274,7 @@ impl Session {
         Ok(())
     }
 
-    fn sound_canary(&mut self) -> Result<(), Ending> {
-        let now = Instant::now();
+    fn sound_canary(&mut self, now: Instant) -> Result<(), Ending> {
         self.canary_sequence += 1;
         self.unheard.push_back((self.canary_sequence, now));
         let payload = canary::encode(self.context.incarnation, self.canary_sequence, self.marks.iter());
@@ -301,11 +285,6 @@ impl Session {
         let operation = self.context.script.canary(&self.canary_key, self.context.nonce(), payload);
         self.send(&[operation])?;
         self.flights.push_back(Flight::Canary);
-        if !self.kept.is_empty() && self.confirm_due.is_some_and(|due| due <= now) {
-            self.confirm_due = None;
-            self.send_wait(self.replicas.get())?;
-            self.flights.push_back(Flight::Kept { up_to: self.kept_from + self.kept.len() as u64 });
-        }
         Ok(())
     }
 
@@ -326,12 +305,6 @@ impl Session {
 
     fn send(&self, operations: &[Operation]) -> Result<(), Ending> {
         let command = self.context.script.call(&self.sha, operations);
-        self.link.send(&command).then_some(()).ok_or(Ending::because("outgoing"))
-    }
-
-    fn send_wait(&self, replicas: usize) -> Result<(), Ending> {
-        let mut command = redis::cmd("WAIT");
-        command.arg(replicas).arg(WAIT_MS);
         self.link.send(&command).then_some(()).ok_or(Ending::because("outgoing"))
     }
 
@@ -378,7 +351,7 @@ impl Session {
                 }
             }
         }
-        for (publication, _) in self.confirming.drain(..).flatten() {
+        for (publication, _) in self.confirming.drain(..) {
             context.orphan(publication).await;
         }
         for (_, group) in self.groups.drain() {
@@ -401,34 +374,13 @@ impl Session {
             return Ok(());
         }
         match self.flights.pop_front().ok_or(Ending::because("protocol"))? {
-            Flight::Call { group, works, confirmed } => {
-                if !confirmed {
-                    self.landed(group, works.len());
-                }
-                self.call_answered(works, value, confirmed).await
+            Flight::Call { group, works } => {
+                self.landed(group, works.len());
+                self.call_answered(works, value).await
             }
             Flight::Canary => self.canary_answered(value),
-            Flight::Kept { up_to } => {
-                let confirmed = is_confirmed(&value, self.replicas.get());
-                let pause = if confirmed { Duration::ZERO } else { CONFIRM_AGAIN };
-                self.confirm_due = Some(Instant::now() + pause);
-                if confirmed {
-                    self.let_go(up_to);
-                }
-                Ok(())
-            }
-            Flight::Confirm { group, operations } => {
-                self.landed(group, operations);
-                self.confirmed(&value).await;
-                Ok(())
-            }
         }
     }
-}
-
-/// Whether so many replicas have answered a WAIT.
-fn is_confirmed(value: &Value, replicas: usize) -> bool {
-    matches!(value, Value::Int(count) if usize::try_from(*count).is_ok_and(|count| count >= replicas))
 }
 
 /// What becomes of work that has no answer.
