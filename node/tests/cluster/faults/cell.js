@@ -37,9 +37,9 @@ const HEAL_MS = 90_000;
 const END_MS = 60_000;
 const TICK_MS = 10;
 
-export async function runCell(bus, fault, { rate = 50, keep = false, verbose = false, say = () => {} } = {}) {
+export async function runCell(bus, fault, { rate = 50, keep = false, verbose = false, flags = [], say = () => {} } = {}) {
   const { begin, end, prepare, holdMs, doors } = FAULTS[fault];
-  const cluster = await Cluster.start(bus, { config: CONFIG, shards: 1, doors: doors ? 3 : 0 });
+  const cluster = await Cluster.start(bus, { config: CONFIG, flags, shards: 1, doors: doors ? 3 : 0 });
   const cell = { bus, cluster, brokers: cluster.brokers };
   const run = new Run(cluster, rate);
   try {

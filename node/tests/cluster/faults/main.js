@@ -16,7 +16,7 @@ const SUBSET = [
 
 const HELP = `Breaks a cluster in many ways, and shows what clients lost and whether they were told.
 
-  deploy/local/faults [--bus NAME[,NAME]] [--fault NAME[,NAME]] [flags]
+  deploy/local/faults [--bus NAME[,NAME]] [--fault NAME[,NAME]] [flags] [-- ARGUMENT...]
 
   --bus      ${BUSES.join(', ')}  (redis, sentinel, nats, kafka)
   --fault    which; without it all that the bus knows:
@@ -28,8 +28,10 @@ ${Object.entries(FAULTS).map(([name, { what }]) => `               ${name.padEnd
   --keep     keep the brokers, their data, and all that clients sent and saw, where a cell went wrong
   --json F   the results, to a file
   --help     this text
+  ARGUMENT   more arguments for the nodes
 
-Example: deploy/local/faults --bus nats --fault leader,pause15
+Examples: deploy/local/faults --bus nats --fault leader,pause15
+          deploy/local/faults --bus sentinel --fault kill -- --bus.durability=replica
 
 Every cell has brokers and three nodes of its own, on free ports, and stops them. A subscriber and a publisher on each
 node speak the bare protocol: 8 channels with history, 4 without. Counted are deliveries, over all subscribers.
@@ -41,19 +43,42 @@ node speak the bare protocol: 8 channels with history, 4 without. Counted are de
                nothing is repaired) until all is ready and flows; silence: the longest a channel said nothing
 The exit code is 1 if a cell is wrong.`;
 
-const { values } = parseArgs({
-  options: {
-    bus: { type: 'string' },
-    fault: { type: 'string' },
-    subset: { type: 'boolean' },
-    rate: { type: 'string', default: '50' },
-    times: { type: 'string', default: '1' },
-    verbose: { type: 'boolean' },
-    keep: { type: 'boolean' },
-    json: { type: 'string' },
-    help: { type: 'boolean' },
-  },
-});
+function refuse(what) {
+  console.error(`error: ${what}\n  try: deploy/local/faults --help`);
+  process.exit(2);
+}
+
+const options = {
+  bus: { type: 'string' },
+  fault: { type: 'string' },
+  subset: { type: 'boolean' },
+  rate: { type: 'string', default: '50' },
+  times: { type: 'string', default: '1' },
+  verbose: { type: 'boolean' },
+  keep: { type: 'boolean' },
+  json: { type: 'string' },
+  help: { type: 'boolean' },
+};
+
+const given = process.argv.slice(2);
+const own = given.includes('--') ? given.slice(0, given.indexOf('--')) : given;
+const nodeFlags = given.slice(own.length + 1);
+
+function flags() {
+  try {
+    const { values } = parseArgs({ options, args: own });
+    for (const name of ['rate', 'times']) {
+      if (!(Number(values[name]) >= 1)) {
+        refuse(`--${name} ${values[name]} is no number above 0`);
+      }
+    }
+    return values;
+  } catch (error) {
+    return refuse(error.message);
+  }
+}
+
+const values = flags();
 
 const COLUMNS = [
   ['bus', 'bus'], ['fault', 'fault'], ['published', 'published'], ['acked', 'acked'], ['refused', 'refused'],
@@ -84,8 +109,7 @@ function wanted() {
   const faults = values.fault?.split(',') ?? Object.keys(FAULTS);
   const unknown = [...buses.filter((bus) => !BUSES.includes(bus)), ...faults.filter((fault) => !FAULTS[fault])];
   if (unknown.length > 0) {
-    console.error(`unknown: ${unknown.join(', ')}\n  try: deploy/local/faults --help`);
-    process.exit(2);
+    refuse(`unknown: ${unknown.join(', ')}`);
   }
   return buses.flatMap((bus) => faults.filter((fault) => applies(fault, bus)).map((fault) => [bus, fault]));
 }
@@ -103,7 +127,8 @@ for (const [bus, fault] of wanted()) {
     say(`${bus} ${fault}: ${FAULTS[fault].what}`);
     const began = performance.now();
     const failed = (error) => ({ bus, fault, failure: error.message });
-    const result = await runCell(bus, fault, { rate: Number(values.rate), keep: values.keep, verbose: values.verbose, say }).catch(failed);
+    const cell = { rate: Number(values.rate), keep: values.keep, verbose: values.verbose, flags: nodeFlags, say };
+    const result = await runCell(bus, fault, cell).catch(failed);
     results.push(result);
     say(`  ${isWrong(result) ? 'WRONG' : 'ok'} after ${Math.round((performance.now() - began) / 1_000)} s`);
   }
