@@ -17,7 +17,7 @@ use nats::{Nats, Version};
 use ringmain_bus::backend::{Interest, Reply, ends};
 use ringmain_bus::nats::{Login, NatsOptions, check};
 use ringmain_bus::suite::{Cluster as _, Probe};
-use ringmain_bus::types::{BusError, Health, PublishError, Since};
+use ringmain_bus::types::{BusError, Health, PublicationId, PublishError, Since};
 use ringmain_bus::{ChannelOptions, HistoryQuery};
 
 const ROOM: ChannelOptions =
@@ -111,7 +111,7 @@ fn is_refused(nats: Nats) {
     let now = cluster.now();
     let channel = ringmain_bus::Channel { id: ringmain_bus::ChannelId(0), name, options: &options };
     let token = ringmain_bus::Token(1);
-    let id = ringmain_bus::PublicationId::Node { incarnation: 1, sequence: 1 };
+    let id = PublicationId::Node { incarnation: 1, sequence: 1 };
     let publication = ringmain_proto::message::Publication::default();
     let published = cluster.node(0).publish(now, token, channel, id, &publication).done();
     assert_eq!(published, Some(Err(PublishError::Unavailable)));
@@ -328,12 +328,40 @@ fn a_deep_history_is_read() {
     }
 }
 
-/// A larger history is configured later: the stream is made to keep it.
+/// A history of so many bytes that it is read in several runs.
+#[test]
+fn a_heavy_history_is_read() {
+    let mut probe = Probe::new(Live::new(with(NatsOptions::default()), 1));
+    let name = probe.name("heavy");
+    let mut said = Vec::new();
+    for n in 0..60 {
+        let data = format!("{name}/{n}/{}", "x".repeat(60_000));
+        let token = probe.send_publish_as(0, &name, &ROOM, PublicationId::Key(&format!("{n}")), &data);
+        probe.published(0, token).expect("a healthy bus accepts publications");
+        said.push(data);
+    }
+    let kept = &said[60 - ROOM.history_size as usize..];
+    let mut read = |since| {
+        let query = HistoryQuery { since, limit: 1_000, reverse: false };
+        let (page, publications) = probe.read(0, &name, &ROOM, &query).expect("a healthy bus reads");
+        assert!(!page.more);
+        let (offsets, data): (Vec<u64>, Vec<String>) = publications.into_iter().unzip();
+        (offsets, data)
+    };
+    let (offsets, data) = read(None);
+    assert!(data == kept);
+    let (_, data) = read(Some(Since { offset: offsets[9], epoch: None }));
+    assert!(data == kept[10..]);
+}
+
+/// A larger history is configured later: the stream is made to keep it. What it dropped before is not forgotten.
 #[test]
 fn a_stream_is_raised_to_what_is_wanted() {
     let nats = Rc::new(with(NatsOptions { history_size_max: 3, ..NatsOptions::default() }));
     let name = format!("raised-{}", std::process::id());
-    drop(Probe::new(Live::new(Kept(nats.clone(), true), 1)));
+    let mut probe = Probe::new(Live::new(Kept(nats.clone(), true), 1));
+    let trimmed: Vec<u64> = (0..8).map(|_| probe.publish(0, "trimmed", &ROOM).position.offset).collect();
+    drop(probe);
     let nats = Rc::new(Rc::into_inner(nats).expect("no node has it").wanting(20));
     let mut probe = Probe::new(Live::new(Kept(nats, true), 1));
     for _ in 0..20 {
@@ -341,6 +369,8 @@ fn a_stream_is_raised_to_what_is_wanted() {
     }
     let all = HistoryQuery { since: None, limit: 100, reverse: false };
     assert_eq!(probe.read(0, &name, &ROOM, &all).expect("history is on").1.len(), 20);
+    let (page, kept) = probe.read(0, "trimmed", &ROOM, &all).expect("history is on");
+    assert!(kept.len() < 8 && page.floor > trimmed[0], "{page:?}");
 }
 
 /// A channel whose messages lie far apart in the stream, and unevenly: its history is found whole, with its floor.

@@ -40,6 +40,9 @@ const DESCRIPTION: &str = "Ringmain, streams: ";
 const END_OF_BATCH: u16 = 204;
 const NOT_FOUND: u16 = 404;
 
+/// How the description ends of a stream that kept less before: what it dropped then nothing else tells.
+const RAISED: &str = ", raised";
+
 /// The server has no such message (JetStream's error codes).
 const NO_MESSAGE: u64 = 10_037;
 const NO_STREAM: u64 = 10_059;
@@ -124,6 +127,8 @@ pub(super) struct Stored {
     pub(super) sequence: u64,
     /// When the leader took it, in milliseconds since 1970, by its clock.
     pub(super) unix_ms: u64,
+    /// Messages of the subject behind it, where the server says.
+    pub(super) behind: Option<u64>,
     pub(super) payload: Vec<u8>,
 }
 
@@ -163,6 +168,8 @@ pub(super) struct Info {
     pub(super) window_ms: u64,
     /// Among how many streams channels are spread, if it says.
     pub(super) streams: Option<u16>,
+    /// It kept less before.
+    pub(super) was_raised: bool,
 }
 
 impl Info {
@@ -262,7 +269,7 @@ impl Api {
         let raw: RawMessage = serde_json::from_slice(&answer).map_err(|_| ApiError::Malformed)?;
         let payload = STANDARD.decode(raw.message.data).map_err(|_| ApiError::Malformed)?;
         let unix_ms = unix_ms(&raw.message.time).ok_or(ApiError::Malformed)?;
-        Ok(Stored { sequence: raw.message.seq, unix_ms, payload })
+        Ok(Stored { sequence: raw.message.seq, unix_ms, behind: None, payload })
     }
 
     /// Up to `most` of a subject's messages, from a sequence on, as far as the server that answers has them: it may be a
@@ -279,22 +286,8 @@ impl Api {
         let asked = format!("$JS.API.DIRECT.GET.{}", self.stream);
         let asked = self.client.publish_with_reply(asked, inbox, body.to_string().into());
         asked.await.map_err(|_| ApiError::NoAnswer)?;
-        let mut run = Run { messages: Vec::new(), is_single: false };
-        loop {
-            let answer = tokio::time::timeout(Duration::from_millis(CALL_MS_MAX), answers.next());
-            let answer = answer.await.ok().flatten().ok_or(ApiError::NoAnswer)?;
-            match answer.status.map(|status| status.as_u16()) {
-                None => run.messages.push(stored_directly(&answer).ok_or(ApiError::Malformed)?),
-                Some(END_OF_BATCH | NOT_FOUND) => return Ok(run),
-                Some(_) if answer.status == Some(StatusCode::NO_RESPONDERS) => return Err(ApiError::Nobody),
-                Some(_) => return Err(ApiError::Malformed),
-            }
-            if answer.headers.is_none_or(|headers| headers.get("Nats-Num-Pending").is_none()) {
-                // Nothing will say where it ends.
-                run.is_single = true;
-                return Ok(run);
-            }
-        }
+        let taken = tokio::time::timeout(Duration::from_millis(CALL_MS_MAX), take_run(&mut answers));
+        taken.await.map_err(|_| ApiError::NoAnswer)?
     }
 
     pub(super) async fn info(&self) -> Result<Info, ApiError> {
@@ -337,6 +330,8 @@ impl Api {
         let size = raise("max_msgs_per_subject", per_subject_max(options));
         let age = raise("max_age", options.retention_ms * 1_000_000);
         if size || age {
+            let description = config["description"].as_str().unwrap_or_default();
+            config["description"] = format!("{}{RAISED}", description.trim_end_matches(RAISED)).into();
             self.call("STREAM.UPDATE", answer["config"].take()).await?;
         }
         Ok(())
@@ -475,6 +470,7 @@ fn info_of(answer: &[u8]) -> Result<Info, ApiError> {
     let answer: Value = serde_json::from_slice(answer).map_err(|_| ApiError::Malformed)?;
     let (config, state) = (&answer["config"], &answer["state"]);
     let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let description = config["description"].as_str().unwrap_or_default();
     Ok(Info {
         last_sequence: state["last_seq"].as_u64().ok_or(ApiError::Malformed)?,
         created_ms: answer["created"].as_str().and_then(unix_ms).ok_or(ApiError::Malformed)?,
@@ -484,7 +480,10 @@ fn info_of(answer: &[u8]) -> Result<Info, ApiError> {
         bytes_max: config["max_bytes"].as_i64().unwrap_or(-1),
         age_max_ms: number(&config["max_age"]) / 1_000_000,
         window_ms: number(&config["duplicate_window"]) / 1_000_000,
-        streams: config["description"].as_str().and_then(|text| text.strip_prefix(DESCRIPTION)?.parse().ok()),
+        streams: description
+            .strip_prefix(DESCRIPTION)
+            .and_then(|text| text.trim_end_matches(RAISED).parse().ok()),
+        was_raised: description.ends_with(RAISED),
     })
 }
 
@@ -507,12 +506,39 @@ fn check(payload: &[u8]) -> Result<(), ApiError> {
     answer.error.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
+/// Takes what a server gives to one direct read. Each message names the one before it, and the end names the last: what comes
+/// over a route between servers that broke meanwhile may have a hole.
+async fn take_run(answers: &mut async_nats::Subscriber) -> Result<Run, ApiError> {
+    let mut messages: Vec<Stored> = Vec::new();
+    loop {
+        let answer = answers.next().await.ok_or(ApiError::NoAnswer)?;
+        let last = messages.last().map_or(0, |message| message.sequence);
+        let follows = number(&answer, "Nats-Last-Sequence").is_none_or(|before| before == last);
+        match answer.status.map(|status| status.as_u16()) {
+            _ if !follows => return Err(ApiError::Malformed),
+            None => messages.push(stored_directly(&answer).ok_or(ApiError::Malformed)?),
+            Some(END_OF_BATCH | NOT_FOUND) => return Ok(Run { messages, is_single: false }),
+            Some(_) if answer.status == Some(StatusCode::NO_RESPONDERS) => return Err(ApiError::Nobody),
+            Some(_) => return Err(ApiError::Malformed),
+        }
+        if messages.last().is_some_and(|message| message.behind.is_none()) {
+            // Nothing will say where it ends.
+            return Ok(Run { messages, is_single: true });
+        }
+    }
+}
+
+fn number(message: &async_nats::Message, header: &str) -> Option<u64> {
+    message.headers.as_ref()?.get(header)?.as_str().parse().ok()
+}
+
 /// A message as a direct read gives it: its place in headers, its payload as it is.
 fn stored_directly(message: &async_nats::Message) -> Option<Stored> {
-    let header = |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str());
+    let time = message.headers.as_ref()?.get("Nats-Time-Stamp")?;
     Some(Stored {
-        sequence: header("Nats-Sequence")?.parse().ok()?,
-        unix_ms: unix_ms(header("Nats-Time-Stamp")?)?,
+        sequence: number(message, "Nats-Sequence")?,
+        unix_ms: unix_ms(time.as_str())?,
+        behind: number(message, "Nats-Num-Pending"),
         payload: message.payload.to_vec(),
     })
 }

@@ -30,8 +30,9 @@ use crate::types::{BusError, ChannelOptions, HistoryQuery, Page};
 /// Longest time for one read, in milliseconds.
 const READ_MS_MAX: u64 = 2_500;
 
-/// How long servers that do not give runs are left alone with it.
+/// How long servers that do not give runs are left alone with it, and those where one failed.
 const RUNS_AGAIN: Duration = Duration::from_secs(60);
+const FAILED_RUNS_AGAIN: Duration = Duration::from_secs(3);
 
 /// Messages so few that they are read together without a thought.
 const RUN_MIN: usize = 64;
@@ -69,9 +70,9 @@ impl Runs {
         self.not_before.get().is_none_or(|at| at <= Instant::now())
     }
 
-    /// Somebody did not: a server of an older release, or one where this may not be asked.
-    fn were_not_given(&self) {
-        self.not_before.set(Some(Instant::now() + RUNS_AGAIN));
+    /// Somebody did not: a server of an older release for one, that is so for longer.
+    fn were_not_given(&self, pause: Duration) {
+        self.not_before.set(Some(Instant::now() + pause));
     }
 }
 
@@ -173,7 +174,7 @@ impl Place {
         let Some(stored) = self.ask(Which::Last(&self.mark), deadline()).await? else {
             return Ok(Marked::default());
         };
-        let Stored { sequence, unix_ms, payload } = stored;
+        let Stored { sequence, unix_ms, payload, .. } = stored;
         let Mark { top, cleared } = wire::read(&payload).unwrap_or(Mark { top: 0, cleared: None });
         Ok(Marked { sequence, unix_ms, top, cleared: cleared.unwrap_or(sequence) })
     }
@@ -240,12 +241,16 @@ impl Place {
     /// The subject's next messages from a sequence on, oldest first, at most `most`; none: there is none.
     async fn run(&self, from: u64, most: usize, deadline: Instant) -> Result<Vec<Stored>, ApiError> {
         if most > 1 && self.runs.are_given() {
-            let run = self.api.run(&self.subject, from, most).await;
-            if run.as_ref().map_or(true, |run| run.is_single) {
-                self.runs.were_not_given();
-            }
-            if let Some(run) = run.ok().filter(|run| !run.messages.is_empty()) {
-                return Ok(run.messages);
+            match self.api.run(&self.subject, from, most).await {
+                Ok(run) => {
+                    if run.is_single {
+                        self.runs.were_not_given(RUNS_AGAIN);
+                    }
+                    if !run.messages.is_empty() {
+                        return Ok(run.messages);
+                    }
+                }
+                Err(_) => self.runs.were_not_given(FAILED_RUNS_AGAIN),
             }
         }
         Ok(self.ask(Which::From(&self.subject, from), deadline).await?.into_iter().collect())
@@ -264,9 +269,13 @@ impl Place {
         // One more than is asked for says that there are more.
         let most = query.limit as usize + 1;
         let mut kept: Vec<Stored> = Vec::new();
-        let mut next = offset;
+        let (mut next, mut runs) = (offset, 0);
         while next <= last.sequence && kept.len() < most {
+            if Instant::now() >= deadline {
+                return Err(ApiError::NoAnswer);
+            }
             let run = self.run(next, most + 1 - kept.len(), deadline).await?;
+            runs += 1;
             let Some(newest) = run.last() else { return Ok(None) };
             let mut run = run.iter();
             if next == offset && run.next().is_none_or(|first| first.sequence != offset) {
@@ -278,7 +287,16 @@ impl Place {
                 return Ok(None);
             }
         }
+        if runs > 1 && self.first_from(offset, deadline).await? != Some(offset) {
+            return Ok(None);
+        }
         Ok(Some(History { top: last.sequence.max(keeps.marked), floor: offset, kept }))
+    }
+
+    /// The sequence of the subject's first message from a sequence on, by the leader. Messages go oldest first: where what
+    /// was read lay at several moments, what is still there was there at all of them, and nothing between is missing.
+    async fn first_from(&self, from: u64, deadline: Instant) -> Result<Option<u64>, ApiError> {
+        Ok(self.ask(Which::From(&self.subject, from), deadline).await?.map(|first| first.sequence))
     }
 
     /// Publications kept of a channel at most.
@@ -301,7 +319,7 @@ impl Place {
             wanted = wanted.min(query.limit as usize + 1);
         }
         // The newest; beyond them one that is not kept, which gives the floor.
-        let mut entries = vec![last];
+        let (mut entries, mut runs) = (vec![last], 0);
         let mut width = match self.runs.are_given() && self.per_subject_max <= 2 * wanted + RUN_MIN {
             true => u64::MAX,
             false => 4 * wanted as u64,
@@ -309,47 +327,92 @@ impl Place {
         loop {
             let oldest = entries[0].sequence;
             let from = oldest.saturating_sub(width);
-            let mut before = self.walk(from, oldest, wanted + 1, deadline).await?;
-            let found = before.len();
+            let (mut before, count) = self.walk(from, oldest, wanted + 2, deadline).await?;
+            runs += count;
+            // Now it comes with how many are behind it.
+            if before.last().is_some_and(|entry| entry.sequence == oldest) {
+                entries.remove(0);
+            }
             before.append(&mut entries);
             entries = before;
-            if let Some(history) = settled(top, &mut entries, wanted, keeps) {
+            let found = entries.iter().take_while(|entry| entry.sequence < oldest).count();
+            if let Some(mut history) = settled(top, &mut entries, wanted, keeps) {
+                if runs > 1 {
+                    history.forget_below(self.first_from(1, deadline).await?);
+                }
                 return Ok(history);
             }
             if from <= 1 {
-                let first = entries[0].sequence;
-                let floor = match () {
-                    () if entries.len() >= self.per_subject_max => first - 1,
-                    () if (1..first).contains(&keeps.marked) => keeps.marked,
-                    () => self.floor_of(first),
-                };
-                return Ok(History { top, floor, kept: entries });
+                return self.whole(top, entries, deadline).await;
             }
             width = next_width(width, found, wanted.saturating_sub(entries.len()));
         }
     }
 
-    /// The last `most` of the subject's messages of `from..to`, oldest first.
+    /// All that the subject has, down to its first message, where that is less than the history's size.
+    async fn whole(&self, top: u64, entries: Vec<Stored>, deadline: Instant) -> Result<History, ApiError> {
+        let (oldest, newest) = (&entries[0], entries[entries.len() - 1].sequence);
+        let (first, last, mark) = tokio::join!(
+            self.first_from(1, deadline),
+            self.ask(Which::Last(&self.subject), deadline),
+            self.mark()
+        );
+        let (first, last) = (first?, last?.map_or(newest, |last| last.sequence));
+        let mark = mark?;
+        let top = top.max(mark.top);
+        if mark.cleared > newest {
+            // Meanwhile.
+            return Ok(History { top, floor: top, kept: Vec::new() });
+        }
+        // How many it had: as many as the stream keeps at most, if it dropped some.
+        let most =
+            oldest.behind.map_or(entries.len() as u64 + last.saturating_sub(newest), |behind| behind + 1);
+        let is_trimmed = most >= self.per_subject_max as u64 || first != Some(oldest.sequence);
+        let floor = match oldest.sequence {
+            first if is_trimmed => first - 1,
+            first if (1..first).contains(&mark.top) => mark.top,
+            first => self.floor_of(first),
+        };
+        let mut history = History { top, floor, kept: entries };
+        history.forget_below(first);
+        Ok(history)
+    }
+
+    /// The last `most` of the subject's messages of `from..=to`, oldest first, and in how many runs they were read.
     async fn walk(
         &self,
         from: u64,
         to: u64,
         most: usize,
         deadline: Instant,
-    ) -> Result<Vec<Stored>, ApiError> {
+    ) -> Result<(Vec<Stored>, usize), ApiError> {
         let mut entries = VecDeque::new();
-        let mut next = from;
+        let (mut next, mut runs) = (from, 0);
         while next < to {
             let run = self.run(next, READ_MESSAGES_MAX, deadline).await?;
+            runs += 1;
             let Some(newest) = run.last() else { break };
             next = newest.sequence + 1;
-            entries.extend(run.into_iter().filter(|entry| entry.sequence < to));
+            entries.extend(run.into_iter().filter(|entry| entry.sequence <= to));
             entries.drain(..entries.len().saturating_sub(most));
             if Instant::now() >= deadline {
                 return Err(ApiError::NoAnswer);
             }
         }
-        Ok(entries.into())
+        Ok((entries.into(), runs))
+    }
+}
+
+impl History {
+    /// Leaves out what is no longer there, for behind it there may be a hole: `first` is the sequence of the subject's first
+    /// message now, if it has any.
+    fn forget_below(&mut self, first: Option<u64>) {
+        let first = first.unwrap_or(u64::MAX);
+        let gone = self.kept.iter().take_while(|entry| entry.sequence < first).count();
+        if gone > 0 {
+            self.kept.drain(..gone);
+            self.floor = self.kept.first().map_or(self.top, |entry| entry.sequence - 1);
+        }
     }
 }
 

@@ -344,15 +344,16 @@ impl Session {
     /// Answers or hands back everything. The connections are closed with it.
     async fn end(mut self) {
         let context = self.context.clone();
+        // In the order in which they were asked, in which they are tried again.
+        for (publication, _) in self.confirming.drain(..) {
+            context.orphan(publication).await;
+        }
         for flight in std::mem::take(&mut self.flights) {
             if let Flight::Call { works, .. } = flight {
                 for work in works {
                     give_back(&context, work, true).await;
                 }
             }
-        }
-        for (publication, _) in self.confirming.drain(..) {
-            context.orphan(publication).await;
         }
         for (_, group) in self.groups.drain() {
             for (work, _) in group.waiting {

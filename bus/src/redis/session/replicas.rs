@@ -22,6 +22,9 @@ use crate::types::PublishError;
 /// How long the server waits for its replicas.
 const WAIT_MS: u64 = 300;
 
+/// How often the connection says something when nothing is asked: servers and what lies between close those that are quiet.
+const PING: Duration = Duration::from_secs(1);
+
 /// Age of a question without an answer after which the server counts as silent.
 const ANSWER_MAX: Duration = UNHEARD.saturating_add(Duration::from_millis(WAIT_MS));
 
@@ -37,17 +40,26 @@ struct Question {
     is_written: Option<bool>,
 }
 
+impl Question {
+    /// About nothing: a PING, without a write.
+    fn ping(since: Instant) -> Question {
+        Question { since, wanted: 0, kept_up_to: 0, waiting: 0, is_written: Some(false) }
+    }
+}
+
 /// The connection, and the one question that is asked there at a time.
 pub(super) struct Replicas {
     link: Connection,
     asked: Option<Question>,
     due: Instant,
+    ping_due: Instant,
     late_turns: u32,
 }
 
 impl Replicas {
     pub(super) fn new(link: Connection) -> Replicas {
-        Replicas { link, asked: None, due: Instant::now(), late_turns: 0 }
+        let now = Instant::now();
+        Replicas { link, asked: None, due: now, ping_due: now + PING, late_turns: 0 }
     }
 
     /// The next answer. Cancel-safe.
@@ -63,11 +75,11 @@ impl Session {
             return Ok(());
         }
         let wanted = match self.context.options.durability {
-            Durability::Master if self.kept.is_empty() || now < self.confirmer.due => return Ok(()),
-            Durability::Master => self.replicas.get(),
-            Durability::Replicas(_) if self.confirming.is_empty() => return Ok(()),
-            Durability::Replicas(replicas) => replicas,
+            Durability::Master if !self.kept.is_empty() && now >= self.confirmer.due => self.replicas.get(),
+            Durability::Replicas(replicas) if !self.confirming.is_empty() => replicas,
+            _ => return self.ping_replicas(now),
         };
+        self.confirmer.ping_due = now + PING;
         let script = &self.context.script;
         let write = script.call(&self.sha, &[script.write(&self.canary_key, self.context.nonce())]);
         let mut wait = redis::cmd("WAIT");
@@ -83,6 +95,16 @@ impl Session {
             is_written: None,
         });
         Ok(())
+    }
+
+    fn ping_replicas(&mut self, now: Instant) -> Result<(), Ending> {
+        if now < self.confirmer.ping_due {
+            return Ok(());
+        }
+        self.confirmer.ping_due = now + PING;
+        self.confirmer.asked = Some(Question::ping(now));
+        let sent = self.confirmer.link.send(&redis::cmd("PING"));
+        sent.then_some(()).ok_or(Ending::because("outgoing"))
     }
 
     /// Listens for the silence of the connection.
@@ -124,7 +146,8 @@ impl Session {
         if confirmed {
             self.let_go(kept_up_to);
         }
-        for (publication, accepted) in self.confirming.drain(..waiting).collect::<Vec<_>>() {
+        for _ in 0..waiting {
+            let Some((publication, accepted)) = self.confirming.pop_front() else { break };
             let result = if confirmed { Ok(accepted) } else { Err(PublishError::Unknown) };
             self.context.answer(&publication, result).await;
         }
