@@ -8,6 +8,7 @@ use super::{Bench, Contestant, Rounds, differences, ratio_text, series, text};
 use crate::command::CommandError;
 use crate::measure::series::Series;
 use crate::plan::Pace;
+use crate::run::RunError;
 
 type Percentile = (&'static str, fn(&Trial) -> f64);
 
@@ -28,8 +29,11 @@ const RATE_GRAIN: f64 = 0.1;
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(Vec<Table>, Value), CommandError> {
     let (mut tables, mut results) = (Vec::new(), Vec::new());
     let mut rates: Vec<(f64, Option<u32>)> = bench.args.rates.iter().map(|&rate| (rate, None)).collect();
-    if let Some(percent) = bench.args.busy_max {
-        rates.extend(rate_within(bench, percent)?.map(|rate| (rate, Some(percent))));
+    if let Some(percent) = bench.args.busy_max
+        && let Some(rate) = rate_within(bench, percent)?
+    {
+        rates.retain(|(other, _)| *other != rate);
+        rates.push((rate, Some(percent)));
     }
     for (rate, within) in rates {
         if crate::io::signals::interrupted() {
@@ -58,14 +62,17 @@ fn rate_within(bench: &mut Bench<'_>, percent: u32) -> Result<Option<f64>, Comma
     let (mut within, mut above, mut tried) = (0.0, f64::INFINITY, highest);
     while !crate::io::signals::interrupted() {
         bench.progress.set_prefix(format!("cross: how busy at {tried:.0}/s"));
-        let trial = bench.trial(Contestant::Nodes, at(tried))?;
+        let trial = match bench.trial(Contestant::Nodes, at(tried)) {
+            Err(CommandError::Run(RunError::Interrupted)) => return Ok(None),
+            other => other?,
+        };
         let is_within = trial.busy.is_some_and(|busy| busy * 100.0 <= f64::from(percent))
             && trial.per_second >= tried * (1.0 - RATE_GRAIN);
         *if is_within { &mut within } else { &mut above } = tried;
         if within == highest || above - within <= RATE_GRAIN * above || above <= RATE_GRAIN * highest {
             break;
         }
-        tried = f64::midpoint(within, above).round();
+        tried = f64::midpoint(within, above);
     }
     Ok((within > 0.0).then_some(within))
 }

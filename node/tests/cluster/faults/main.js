@@ -69,7 +69,7 @@ function flags() {
     const { values } = parseArgs({ options, args: own });
     for (const name of ['rate', 'times']) {
       if (!(Number(values[name]) >= 1)) {
-        refuse(`--${name} ${values[name]} is no number above 0`);
+        refuse(`--${name} ${values[name]} is not at least 1`);
       }
     }
     return values;
