@@ -26,7 +26,7 @@ const LISTING_MS_MAX: u64 = 5_000;
 const LISTED_PER_BATCH: usize = 4_096;
 
 /// Messages that are read together, and their bytes (what many reads at once hold is so many times as much).
-pub(super) const READ_MESSAGES_MAX: usize = 1_024;
+const READ_MESSAGES_MAX: usize = 1_024;
 const READ_BYTES_MAX: usize = 1 << 20;
 
 /// Longest wait for the first word of a stream, in milliseconds: while nobody leads it, nobody answers, and the leader
@@ -36,12 +36,12 @@ const FIRST_WORD_MS_MAX: u64 = 300;
 /// How a stream's description begins; then comes the number of streams.
 const DESCRIPTION: &str = "Ringmain, streams: ";
 
+/// How the description ends of a stream that kept less before: what it dropped then nothing else tells.
+const RAISED: &str = ", raised";
+
 /// How answers to direct reads end (NATS ADR-31).
 const END_OF_BATCH: u16 = 204;
 const NOT_FOUND: u16 = 404;
-
-/// How the description ends of a stream that kept less before: what it dropped then nothing else tells.
-const RAISED: &str = ", raised";
 
 /// The server has no such message (JetStream's error codes).
 const NO_MESSAGE: u64 = 10_037;
@@ -272,7 +272,7 @@ impl Api {
         Ok(Stored { sequence: raw.message.seq, unix_ms, behind: None, payload })
     }
 
-    /// Up to `most` of a subject's messages, from a sequence on, as far as the server that answers has them: it may be a
+    /// Up to `most` of a subject's messages, from a sequence on, as many as come together and as far as the server that answers has them: it may be a
     /// follower. None where it knows of none.
     pub(super) async fn run(&self, subject: &str, from: u64, most: usize) -> Result<Run, ApiError> {
         let inbox = self.client.new_inbox();

@@ -340,7 +340,7 @@ impl Life<'_> {
             epoch: self.epoch_of(stream, name),
             at_least: published.max(heard),
             per_subject_max: usize::try_from(info.per_subject_max).unwrap_or(usize::MAX).max(2),
-            has_aged: info.was_raised
+            may_have_dropped: info.was_raised
                 || info.bytes_max > 0
                 || (info.age_max_ms > 0 && age_ms >= info.age_max_ms),
             clock_ahead_ms: life.clock_ahead_ms.unwrap_or(0),

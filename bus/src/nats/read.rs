@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::api::{Api, ApiError, READ_MESSAGES_MAX, Stored, Which};
+use super::api::{Api, ApiError, Stored, Which};
 use super::wire::{self, Mark};
 use crate::backend::{ReadPage, append_record};
 use crate::envelope;
@@ -52,8 +52,8 @@ pub(super) struct Place {
     pub(super) at_least: u64,
     /// Publications that the stream keeps of a channel at most.
     pub(super) per_subject_max: usize,
-    /// Whether the stream may have dropped messages for their age.
-    pub(super) has_aged: bool,
+    /// Whether the stream may have dropped messages: for their age or their bytes, or because it kept less before.
+    pub(super) may_have_dropped: bool,
     /// The server's clock less ours, in milliseconds.
     pub(super) clock_ahead_ms: i64,
     pub(super) runs: Rc<Runs>,
@@ -228,7 +228,7 @@ impl Place {
     /// What a message that seems to be the subject's first names as its predecessor: nothing, unless the stream
     /// may have dropped one.
     fn floor_of(&self, first: u64) -> u64 {
-        if self.has_aged { first - 1 } else { 0 }
+        if self.may_have_dropped { first - 1 } else { 0 }
     }
 
     /// The offset after which the query asks for all that there is: it is that of somebody who goes on from there, to
@@ -238,7 +238,8 @@ impl Place {
         since.filter(|_| !query.reverse).map(|since| since.offset)
     }
 
-    /// The subject's next messages from a sequence on, oldest first, at most `most`; none: there is none.
+    /// The subject's next messages from a sequence on, oldest first, at most `most`, or as many as come together; none:
+    /// there is none.
     async fn run(&self, from: u64, most: usize, deadline: Instant) -> Result<Vec<Stored>, ApiError> {
         if most > 1 && self.runs.are_given() {
             match self.api.run(&self.subject, from, most).await {
@@ -276,14 +277,15 @@ impl Place {
             }
             let run = self.run(next, most + 1 - kept.len(), deadline).await?;
             runs += 1;
-            let Some(newest) = run.last() else { return Ok(None) };
-            let mut run = run.iter();
+            let Some(newest) = run.last().map(|newest| newest.sequence) else { return Ok(None) };
+            let mut run = run.into_iter();
             if next == offset && run.next().is_none_or(|first| first.sequence != offset) {
                 return Ok(None);
             }
-            next = newest.sequence + 1;
-            kept.extend(run.filter(|entry| entry.sequence <= last.sequence).cloned());
-            if kept.len() > wanted || !kept.iter().all(|entry| keeps.keeps(entry)) {
+            next = newest + 1;
+            let before = kept.len();
+            kept.extend(run.filter(|entry| entry.sequence <= last.sequence));
+            if kept.len() > wanted || !kept[before..].iter().all(|entry| keeps.keeps(entry)) {
                 return Ok(None);
             }
         }
@@ -352,21 +354,21 @@ impl Place {
     /// All that the subject has, down to its first message, where that is less than the history's size.
     async fn whole(&self, top: u64, entries: Vec<Stored>, deadline: Instant) -> Result<History, ApiError> {
         let (oldest, newest) = (&entries[0], entries[entries.len() - 1].sequence);
-        let (first, last, mark) = tokio::join!(
-            self.first_from(1, deadline),
-            self.ask(Which::Last(&self.subject), deadline),
-            self.mark()
-        );
-        let (first, last) = (first?, last?.map_or(newest, |last| last.sequence));
-        let mark = mark?;
+        let (first, mark) = tokio::join!(self.first_from(1, deadline), self.mark());
+        let (first, mark) = (first?, mark?);
         let top = top.max(mark.top);
         if mark.cleared > newest {
             // Meanwhile.
             return Ok(History { top, floor: top, kept: Vec::new() });
         }
         // How many it had: as many as the stream keeps at most, if it dropped some.
-        let most =
-            oldest.behind.map_or(entries.len() as u64 + last.saturating_sub(newest), |behind| behind + 1);
+        let most = match oldest.behind {
+            Some(behind) => behind + 1,
+            None => {
+                let last = self.ask(Which::Last(&self.subject), deadline).await?;
+                entries.len() as u64 + last.map_or(0, |last| last.sequence.saturating_sub(newest))
+            }
+        };
         let is_trimmed = most >= self.per_subject_max as u64 || first != Some(oldest.sequence);
         let floor = match oldest.sequence {
             first if is_trimmed => first - 1,
@@ -389,7 +391,7 @@ impl Place {
         let mut entries = VecDeque::new();
         let (mut next, mut runs) = (from, 0);
         while next < to {
-            let run = self.run(next, READ_MESSAGES_MAX, deadline).await?;
+            let run = self.run(next, usize::MAX, deadline).await?;
             runs += 1;
             let Some(newest) = run.last() else { break };
             next = newest.sequence + 1;

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{Cmd, Value};
 
 use super::{CANARY, Ending, SILENT_TURNS, Session, TURN_MAX, UNHEARD};
 use crate::redis::options::Durability;
@@ -66,6 +66,10 @@ impl Replicas {
     pub(super) async fn next(&mut self) -> Result<Value, WireError> {
         self.link.next().await
     }
+
+    fn send(&self, command: &Cmd) -> Result<(), Ending> {
+        self.link.send(command).then_some(()).ok_or(Ending::because("outgoing"))
+    }
 }
 
 impl Session {
@@ -84,9 +88,8 @@ impl Session {
         let write = script.call(&self.sha, &[script.write(&self.canary_key, self.context.nonce())]);
         let mut wait = redis::cmd("WAIT");
         wait.arg(wanted).arg(WAIT_MS);
-        if !(self.confirmer.link.send(&write) && self.confirmer.link.send(&wait)) {
-            return Err(Ending::because("outgoing"));
-        }
+        self.confirmer.send(&write)?;
+        self.confirmer.send(&wait)?;
         self.confirmer.asked = Some(Question {
             since: now,
             wanted,
@@ -103,8 +106,7 @@ impl Session {
         }
         self.confirmer.ping_due = now + PING;
         self.confirmer.asked = Some(Question::ping(now));
-        let sent = self.confirmer.link.send(&redis::cmd("PING"));
-        sent.then_some(()).ok_or(Ending::because("outgoing"))
+        self.confirmer.send(&redis::cmd("PING"))
     }
 
     /// Listens for the silence of the connection.
