@@ -176,6 +176,39 @@ fn durability_of_a_replica_waits_for_it() {
     assert!(kept.contains(&first) && !kept.contains(&second), "{kept:?}");
 }
 
+/// A master that was started again goes by another replication id once its first replica comes: what was accepted
+/// before stands once.
+#[test]
+fn a_master_that_is_followed_again_loses_nothing() {
+    let mut probe = Probe::new(Live::new(Pair::start(Kind::Redis, |_| ()), 2));
+    let name = probe.name("followed");
+    probe.open_all(&name, &ROOM);
+    let mut taken = vec![accepted(&mut probe, 0, &name)];
+    probe.settle_arrivals();
+    probe.cluster.broker().replica().kill();
+    probe.cluster.broker().master().kill();
+    probe.cluster.broker().master().restart();
+    taken.push(accepted(&mut probe, 0, &name));
+    probe.settle_up();
+    taken.push(accepted(&mut probe, 1, &name));
+    let alone = probe.top(0, &name, &ROOM);
+    probe.cluster.broker().replica().restart();
+    let port = probe.cluster.broker().master().port;
+    probe.cluster.broker().replica().ask(&format!("REPLICAOF 127.0.0.1 {port}"));
+    let ends = Instant::now() + Duration::from_secs(60);
+    while taken.len() < 5 || probe.top(1, &name, &ROOM).epoch == alone.epoch {
+        assert!(Instant::now() < ends, "the replica never comes");
+        taken.push(accepted(&mut probe, taken.len() % 2, &name));
+        probe.run_for(50);
+        probe.settle_up();
+    }
+    probe.settle_arrivals();
+    assert_once(&history(&mut probe, &name), &taken);
+    for node in [0, 1] {
+        assert_once(&arrivals(&probe, node, &name), &taken);
+    }
+}
+
 /// A server that forgot the script, or refuses to write, or lost the life of its data: nothing is lost, and all goes on.
 #[test]
 fn a_server_that_forgets_and_refuses_is_healed() {

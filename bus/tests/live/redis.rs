@@ -170,6 +170,12 @@ impl Server {
         self.text("INFO replication").contains("master_link_status:up")
     }
 
+    /// Whether this master has its replica, which counts in a WAIT from its first sign of life on. A master that was
+    /// started again takes another replication id when its first replica comes: until then its life is not settled.
+    fn is_followed(&self) -> bool {
+        self.text("INFO replication").contains("state=online")
+    }
+
     /// How far its stream of replication goes, or it has followed another's.
     fn replicated(&self) -> u64 {
         let info = self.text("INFO replication");
@@ -204,11 +210,6 @@ impl Server {
         self.process = start(&self.program, &self.arguments, &self.directory, &log);
         self.process.await_port(self.port, &log);
         self.await_ready();
-    }
-
-    /// Goes on after a pause, or starts again after a kill.
-    pub(crate) fn restore(&mut self) {
-        if self.paused { self.resume() } else { self.restart() }
     }
 }
 
@@ -277,10 +278,30 @@ impl Broker for Shared {
     }
 }
 
+/// The ways of all nodes to their servers.
+#[derive(Default)]
+struct Ways(Mutex<Vec<Arc<Proxies>>>);
+
+impl Ways {
+    fn add(&self, proxies: &Arc<Proxies>) {
+        self.0.lock().unwrap().push(proxies.clone());
+    }
+
+    /// Nothing passes until they are opened.
+    fn close(&self) {
+        self.0.lock().unwrap().iter().for_each(|proxies| proxies.isolate());
+    }
+
+    fn open(&self) {
+        self.0.lock().unwrap().iter().for_each(|proxies| proxies.rejoin());
+    }
+}
+
 /// A master and its replica behind one address, as a service of an orchestrator gives it: `redis://` with a replica
 /// that takes over by hand.
 pub(crate) struct Pair {
     servers: [Server; 2],
+    ways: Ways,
     /// Which of them the address leads to, by node.
     master: Arc<Mutex<HashMap<usize, u16>>>,
     master_index: usize,
@@ -293,11 +314,14 @@ impl Pair {
         let ports = ports(2);
         let servers = [Server::start(kind, ports[0], &lines), Server::start(kind, ports[1], &lines)];
         servers[1].ask(&format!("REPLICAOF 127.0.0.1 {}", ports[0]));
-        // A replica counts in a WAIT from its first sign of life on.
-        settle("replica in step", || {
-            servers[1].is_synced() && servers[0].text("INFO replication").contains("state=online")
-        });
-        Pair { servers, master: Arc::default(), master_index: 0, adapt }
+        let pair = Pair { servers, ways: Ways::default(), master: Arc::default(), master_index: 0, adapt };
+        pair.await_whole();
+        pair
+    }
+
+    fn await_whole(&self) {
+        let (master, replica) = (&self.servers[self.master_index], &self.servers[1 - self.master_index]);
+        settle("replica in step", || replica.is_synced() && master.is_followed());
     }
 
     pub(crate) fn master(&mut self) -> &mut Server {
@@ -341,6 +365,7 @@ impl Pair {
 
 impl Broker for Pair {
     fn backend(&self, node: usize, proxies: &Arc<Proxies>) -> Start {
+        self.ways.add(proxies);
         let mut options = RedisOptions::new(Deployment::Single, vec![local(1)]);
         options.replicas = Some(1);
         (self.adapt)(&mut options);
@@ -362,7 +387,14 @@ impl Broker for Pair {
     }
 
     fn restore(&mut self) {
-        self.master().restore();
+        if self.master().paused {
+            return self.master().resume();
+        }
+        // Nodes find it whole: see [`Server::is_followed`].
+        self.ways.close();
+        self.servers[self.master_index].restart();
+        self.await_whole();
+        self.ways.open();
     }
 
     fn wipe(&mut self) {
@@ -387,6 +419,7 @@ impl Broker for Pair {
 /// Three masters and their replicas.
 pub(crate) struct Redises {
     pub(crate) servers: Vec<Server>,
+    ways: Ways,
     adapt: Adapt,
     /// Whose replication was stopped.
     stopped: bool,
@@ -438,7 +471,7 @@ impl Redises {
             Server::start_in(kind, directory, ports[index], &lines, false)
         };
         let servers: Vec<Server> = (0..2 * MASTERS).map(server).collect();
-        let cluster = Redises { servers, adapt, stopped: false };
+        let cluster = Redises { servers, ways: Ways::default(), adapt, stopped: false };
         cluster.await_whole();
         cluster
     }
@@ -449,7 +482,7 @@ impl Redises {
             settle("cluster that agrees", || {
                 let info = server.text("CLUSTER INFO");
                 let whole = info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384");
-                whole && (server.is_master() || server.is_synced())
+                whole && if server.is_master() { server.is_followed() } else { server.is_synced() }
             });
         }
     }
@@ -493,6 +526,7 @@ impl Redises {
 
 impl Broker for Redises {
     fn backend(&self, _: usize, proxies: &Arc<Proxies>) -> Start {
+        self.ways.add(proxies);
         backend(self.options(), proxies, |host, port| (host.to_owned(), port))
     }
 
@@ -509,7 +543,14 @@ impl Broker for Redises {
     }
 
     fn restore(&mut self) {
-        self.servers.iter_mut().for_each(Server::restore);
+        if self.servers.iter().all(|server| server.paused) {
+            return self.servers.iter_mut().for_each(Server::resume);
+        }
+        // Nodes find it whole: see [`Server::is_followed`].
+        self.ways.close();
+        self.servers.iter_mut().for_each(Server::restart);
+        self.await_whole();
+        self.ways.open();
     }
 
     fn wipe(&mut self) {

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ringmain_proto::message::Publication;
 
-use crate::contract::Bus;
+use crate::contract::{Bus, LOSS_VISIBLE_MS_MAX};
 use crate::epoch::{Epoch, Position};
 use crate::suite::{Cluster, Faults};
 use crate::types::{
@@ -377,7 +377,7 @@ impl<C: Cluster> Probe<C> {
         token
     }
 
-    /// Reads history and waits for the answer.
+    /// Reads history and waits for the answer; asked again if the bus was lost over it, which is visible (C2).
     pub fn read(
         &mut self,
         node: usize,
@@ -385,14 +385,29 @@ impl<C: Cluster> Probe<C> {
         options: &ChannelOptions,
         query: &HistoryQuery,
     ) -> Result<(Page, Vec<(u64, String)>), BusError> {
-        let token = self.send_read(node, name, options, query);
-        match self.answer(node, token) {
-            Answer::Read(result) => result,
-            other => panic!("{other:?} to a read"),
+        let end_ms = self.now_ms() + self.cluster.patience_ms();
+        loop {
+            let told = self.health_events(node).len();
+            let token = self.send_read(node, name, options, query);
+            let result = match self.answer(node, token) {
+                Answer::Read(result) => result,
+                other => panic!("{other:?} to a read"),
+            };
+            if !matches!(result, Err(error) if error.is_temporary()) || self.now_ms() >= end_ms {
+                return result;
+            }
+            let visible_ms = self.now_ms() + LOSS_VISIBLE_MS_MAX;
+            while self.health_events(node).len() == told {
+                if self.now_ms() >= visible_ms {
+                    return result;
+                }
+                self.run_for(NAP_MS);
+            }
+            self.settle_up();
         }
     }
 
-    /// The channel's top, asked again while the bus is away.
+    /// The channel's top, asked again while the bus is away or answers are lost.
     pub fn top(&mut self, node: usize, name: &str, options: &ChannelOptions) -> Position {
         let end_ms = self.now_ms() + self.cluster.patience_ms();
         loop {
@@ -400,8 +415,6 @@ impl<C: Cluster> Probe<C> {
                 Ok((page, _)) => return page.top,
                 Err(error) => assert!(error.is_temporary() && self.now_ms() < end_ms, "{error}"),
             }
-            self.run_for(NAP_MS);
-            self.settle_up();
         }
     }
 
