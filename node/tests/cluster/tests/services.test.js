@@ -17,6 +17,9 @@ before(async () => {
 after(() => cluster?.stop());
 afterEach(closeAll);
 
+/** A test of a broker that does not fail. */
+const scenario = (name, run) => test(name, (t) => cluster.undisturbed(t, run));
+
 let rooms = 0;
 const freshRoom = () => `room:services-${BUS}-${++rooms}`;
 const everywhere = (options = () => ({})) =>
@@ -36,7 +39,7 @@ async function present(channel, clients) {
   }
 }
 
-test('presence, its numbers, joins and leaves across nodes', async () => {
+scenario('presence, its numbers, joins and leaves across nodes', async () => {
   const channel = freshRoom();
   const [watcher, ...others] = await everywhere((index) => user(`p${index % 2}`));
   const watching = await watcher.subscribe(channel, { joinLeave: true });
@@ -59,7 +62,7 @@ test('presence, its numbers, joins and leaves across nodes', async () => {
   await watching.event('join', { where: ({ info }) => info.user === 'p0' && ![...ids, watcher.id].includes(info.client), ...WAIT });
 });
 
-test('the API of one node reaches a user on the others', async () => {
+scenario('the API of one node reaches a user on the others', async () => {
   const channel = freshRoom();
   const name = `u-${BUS}-${rooms}`;
   const mine = await everywhere(() => user(name));

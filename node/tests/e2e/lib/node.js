@@ -130,13 +130,13 @@ export class Node {
     return { status: response.status, text: await response.text() };
   }
 
-  /** The sum over all shards of a metric, with a reason where it has one. It may be 100 ms old. */
+  /** The sum over all labels of a metric, or over those with a reason. It may be 100 ms old. */
   async metric(name, reason) {
     const { text } = await this.get('/metrics');
     let sum = 0;
     let seen = false;
-    for (const [, labels, value] of text.matchAll(new RegExp(`^ringmain_${name}\\{([^}]*)\\} (\\S+)$`, 'gm'))) {
-      if (reason === undefined || labels.includes(`reason="${reason}"`)) {
+    for (const [, labels, value] of text.matchAll(new RegExp(`^ringmain_${name}(?:\\{([^}]*)\\})? (\\S+)$`, 'gm'))) {
+      if (reason === undefined || labels?.includes(`reason="${reason}"`)) {
         sum += Number(value);
         seen = true;
       }
