@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::backend::{Reply, Request};
 use crate::hub::Hub;
-use crate::link::End;
+use crate::link::{Bell, End};
 
 /// Commands of one port, and replies of the backend, taken before others have their turn.
 const TAKEN_PER_TURN_MAX: usize = 512;
@@ -36,16 +36,18 @@ pub struct BackendEnds {
     pub requests: mpsc::UnboundedReceiver<Request>,
     /// To the hub.
     pub replies: mpsc::Sender<Reply>,
+    /// That ports ring for the hub.
+    pub bell: Arc<Bell>,
 }
 
 /// Replies on their way to the hub.
 pub const REPLIES_MAX: usize = 4_096;
 
-/// Both ends.
-pub fn ends() -> (HubEnds, BackendEnds) {
+/// Both ends, of a hub whose ports ring this bell.
+pub fn ends(bell: Arc<Bell>) -> (HubEnds, BackendEnds) {
     let (requests, requested) = mpsc::unbounded_channel();
     let (replies, replied) = mpsc::channel(REPLIES_MAX);
-    (HubEnds { requests, replies: replied }, BackendEnds { requests: requested, replies })
+    (HubEnds { requests, replies: replied }, BackendEnds { requests: requested, replies, bell })
 }
 
 /// Tells the hub, and waits for room. A hub that is gone needs no answer: the backend ends with its requests.

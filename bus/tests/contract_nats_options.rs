@@ -247,7 +247,7 @@ fn a_node_of_another_count_of_streams_does_not_get_ready() {
     let is_ready = |streams: u16, within: Duration| {
         let options = NatsOptions { streams, ..options.clone() };
         live::block_on(async move {
-            let (mut hub, backend) = ends();
+            let (mut hub, backend) = ends(Arc::default());
             tokio::task::spawn_local(ringmain_bus::nats::run(options, backend));
             let ready = async { while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {} };
             tokio::time::timeout(within, ready).await.is_ok()

@@ -5,6 +5,7 @@ mod live;
 #[path = "live/redis.rs"]
 mod servers;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use live::proxy::Proxies;
@@ -361,7 +362,7 @@ mod sentinel {
 /// Speaks to a backend as a hub does, once it has reached its servers, with a record to publish.
 fn with_backend(options: RedisOptions, test: impl AsyncFnOnce(HubEnds, bytes::Bytes)) {
     live::block_on(async move {
-        let (mut hub, backend) = ends();
+        let (mut hub, backend) = ends(Arc::default());
         tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
         while !matches!(hub.replies.recv().await, Some(Reply::Reachable(true))) {}
         let mut record = Vec::new();
@@ -751,12 +752,12 @@ mod interest {
 
     /// Time from a cut until the last of so many channels is subscribed again.
     fn healed(options: RedisOptions, names: Vec<String>) -> Duration {
-        let proxies = std::sync::Arc::new(Proxies::default());
+        let proxies = Arc::new(Proxies::default());
         let through = proxies.clone();
         let mut options = options;
-        options.addresses = Some(std::sync::Arc::new(move |host, port| through.through(host, port)));
+        options.addresses = Some(Arc::new(move |host, port| through.through(host, port)));
         live::block_on(async move {
-            let (HubEnds { requests, mut replies }, backend) = ends();
+            let (HubEnds { requests, mut replies }, backend) = ends(Arc::default());
             tokio::task::spawn_local(ringmain_bus::redis::run(options, backend));
             let whole = async {
                 subscribe_all(&names, 0, &requests, &mut replies).await;

@@ -85,7 +85,7 @@ pub async fn check(options: &KafkaOptions) -> Vec<Warning> {
 
 /// Runs the backend until the hub is gone. On the control thread, in its [`tokio::runtime::LocalRuntime`].
 pub async fn run(options: KafkaOptions, ends: BackendEnds) {
-    let BackendEnds { mut requests, replies } = ends;
+    let BackendEnds { mut requests, replies, .. } = ends;
     let (mut backend, mut delivered) = Backend::new(options);
     let mut asked = Vec::with_capacity(TAKEN_PER_TURN_MAX);
     let mut opening: Option<Opening> = None;

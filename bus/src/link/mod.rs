@@ -5,6 +5,7 @@
 //! Invariants: what one side pushed the other takes in that order; an answer always finds room (there is one for
 //! each command, and these are bounded), an arrival may be refused: then the hub reads it again later, or tells.
 
+mod bell;
 mod end;
 mod port;
 
@@ -18,6 +19,7 @@ use crate::backend::{OwnedId, Target};
 use crate::epoch::{Epoch, Position};
 use crate::types::{Accepted, BusError, ChannelId, Health, HistoryQuery, Page, PublishError, Token};
 
+pub use bell::Bell;
 pub use end::{End, Full};
 pub use port::Port;
 
@@ -188,8 +190,8 @@ impl Shared {
     }
 }
 
-/// A port and its end. `wake_hub` is rung when commands wait, `wake_shard` when events do.
-pub fn link(options: LinkOptions, wake_hub: Wake, wake_shard: Wake) -> (Port, End) {
+/// A port and its end. `bell` is rung when commands wait, `wake_shard` when events do.
+pub fn link(options: LinkOptions, bell: Arc<Bell>, wake_shard: Wake) -> (Port, End) {
     let shared = Arc::new(Shared {
         commands: SegQueue::new(),
         told: SegQueue::new(),
@@ -198,5 +200,5 @@ pub fn link(options: LinkOptions, wake_hub: Wake, wake_shard: Wake) -> (Port, En
         refused: AtomicBool::new(false),
         options,
     });
-    (Port::new(shared.clone(), wake_hub), End::new(shared, wake_shard))
+    (Port::new(shared.clone(), bell), End::new(shared, wake_shard))
 }

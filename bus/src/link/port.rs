@@ -12,7 +12,7 @@ use ringmain_proto::message::Publication;
 use ringmain_proto::record::records;
 use ringmain_proto::time::Now;
 
-use super::{Command, Shared, Told, Wake};
+use super::{Bell, Command, Shared, Told};
 use crate::backend::Target;
 use crate::contract::{ANSWER_MS_MAX, Bus};
 use crate::epoch::Position;
@@ -52,9 +52,11 @@ struct Life {
 /// See the module's doc.
 pub struct Port {
     shared: Arc<Shared>,
-    wake_hub: Wake,
+    bell: Arc<Bell>,
     /// Commands were pushed since the hub was rung.
     pushed: bool,
+    /// Among them others than publications.
+    presses: bool,
     /// With the deadline, for a token may be used again after its answer.
     in_flight: HashMap<Token, (Kind, u64)>,
     /// In the order of sending, which is that of the deadlines. Holds those answered too, until their time.
@@ -72,11 +74,12 @@ impl std::fmt::Debug for Port {
 }
 
 impl Port {
-    pub(super) fn new(shared: Arc<Shared>, wake_hub: Wake) -> Port {
+    pub(super) fn new(shared: Arc<Shared>, bell: Arc<Bell>) -> Port {
         Port {
             shared,
-            wake_hub,
+            bell,
             pushed: false,
+            presses: false,
             in_flight: HashMap::new(),
             deadlines: VecDeque::new(),
             lives: HashMap::new(),
@@ -102,6 +105,7 @@ impl Port {
     }
 
     fn push(&mut self, command: Command) {
+        self.presses |= !matches!(command, Command::Publish { .. });
         self.shared.commands.push(command);
         self.pushed = true;
     }
@@ -304,8 +308,10 @@ impl Bus for Port {
     }
 
     fn flush(&mut self) {
-        if std::mem::take(&mut self.pushed) {
-            (self.wake_hub)();
+        match (std::mem::take(&mut self.pushed), std::mem::take(&mut self.presses)) {
+            (true, true) => self.bell.ring(),
+            (true, false) => self.bell.ring_for_publications(|| self.shared.commands.len()),
+            (false, _) => (),
         }
     }
 
@@ -328,7 +334,7 @@ impl Bus for Port {
             && self.shared.has_room()
             && self.shared.refused.swap(false, Ordering::AcqRel)
         {
-            (self.wake_hub)();
+            self.bell.ring();
         }
         while let Some(&(deadline_ms, token)) = self.deadlines.front() {
             let waits = self.in_flight.get(&token).filter(|(_, at_ms)| *at_ms == deadline_ms);

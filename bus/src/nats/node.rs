@@ -77,7 +77,7 @@ pub(super) struct Node {
 
 /// Runs a node's bus until the hub ends. On a [`tokio::runtime::LocalRuntime`].
 pub async fn run(options: NatsOptions, ends: BackendEnds) {
-    let BackendEnds { mut requests, replies } = ends;
+    let BackendEnds { mut requests, replies, .. } = ends;
     let mut nonces = Nonces::new(seed());
     let streams = usize::from(options.streams.max(1));
     let mut node = Node {

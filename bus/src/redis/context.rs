@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use crate::backend::{Call, OwnedId, Reply, Target};
+use crate::backend::{BackendEnds, Call, OwnedId, Reply, Target};
 use crate::epoch::Epoch;
 use crate::lineage::KeptAck;
+use crate::link::Bell;
 use crate::nonce::Nonces;
 use crate::redis::options::RedisOptions;
 use crate::redis::script::Script;
@@ -57,6 +58,7 @@ pub(super) struct Context {
     pub(super) options: Rc<RedisOptions>,
     pub(super) script: Script,
     pub(super) replies: mpsc::Sender<Reply>,
+    pub(super) bell: Arc<Bell>,
     /// Asks for a look at the topology.
     pub(super) refresh: Notify,
     /// Something is lost: the topology is looked at more often.
@@ -74,12 +76,13 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(options: RedisOptions, replies: mpsc::Sender<Reply>, seed: u64) -> Context {
+    pub(super) fn new(options: RedisOptions, ends: &BackendEnds, seed: u64) -> Context {
         let mut nonces = Nonces::new(seed);
         Context {
             script: Script::new(&options),
             options: Rc::new(options),
-            replies,
+            replies: ends.replies.clone(),
+            bell: ends.bell.clone(),
             refresh: Notify::new(),
             urgent: Cell::new(true),
             incarnation: nonces.draw(),

@@ -56,7 +56,7 @@ pub struct StartError(String);
 /// Only before anything is dialed; a broker that cannot be reached is waited for.
 pub async fn run(options: RedisOptions, ends: BackendEnds) -> Result<(), StartError> {
     let seed = getrandom::u64().map_err(|error| StartError(error.to_string()))?;
-    let context = Rc::new(Context::new(options, ends.replies.clone(), seed));
+    let context = Rc::new(Context::new(options, &ends, seed));
     let dialer = Dialer::new(context.options.clone()).map_err(|error| StartError(error.to_string()))?;
     router::serve(context, dialer, ends).await;
     Ok(())

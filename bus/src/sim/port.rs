@@ -306,7 +306,7 @@ impl SimPort {
             record_bytes_max: options.record_bytes_max,
             ..LinkOptions::default()
         };
-        let (port, end) = link(limits, Arc::new(|| ()), Arc::new(|| ()));
+        let (port, end) = link(limits, Arc::default(), Arc::new(|| ()));
         let backend = SimBackend {
             link: shared,
             retries: options.retries,

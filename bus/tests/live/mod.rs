@@ -16,7 +16,7 @@ use proxy::Proxies;
 use ringmain_bus::Bus;
 use ringmain_bus::backend::{BackendEnds, HubEnds, Reply, ends};
 use ringmain_bus::hub::{self, Hub, HubOptions};
-use ringmain_bus::link::{End, LinkOptions, Port, link};
+use ringmain_bus::link::{self, End, LinkOptions, Port, link};
 use ringmain_bus::suite::{Cluster, Faults, Late};
 use ringmain_proto::time::Now;
 use tokio::sync::Notify;
@@ -229,14 +229,14 @@ impl Node {
         options: LinkOptions,
     ) -> Self {
         let (commands, stop) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (wake_hub, bell) = (commands.clone(), bell.clone());
-        let (port, end) =
-            link(options, Arc::new(move || wake_hub.notify_one()), Arc::new(move || bell.ring()));
+        let (wake_hub, wake_suite) = (commands.clone(), bell.clone());
+        let bell = link::Bell::new(Arc::new(move || wake_hub.notify_one()));
+        let (port, end) = link(options, bell.clone(), Arc::new(move || wake_suite.ring()));
         let losses = Arc::new(Losses::default());
         let (losing, stopped) = (losses.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             block_on(async move {
-                let (hub_ends, backend_ends) = ends();
+                let (hub_ends, backend_ends) = ends(bell);
                 tokio::task::spawn_local(start(backend_ends));
                 tokio::select! {
                     () = run(hub_ends, end, losing, commands, begun) => panic!("the backend ended"),

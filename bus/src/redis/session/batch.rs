@@ -89,8 +89,29 @@ impl Session {
         Ok(true)
     }
 
+    /// Mutes the hub's bell where nothing more would be sent before an answer comes or operations are late, whatever they
+    /// are: without a cluster there is one group.
+    pub(super) fn hush(&mut self, now: Instant) {
+        let is_full = !self.context.options.is_cluster()
+            && self.groups.get(&0).is_some_and(|group| group.operations >= UNDER_WAY_FEW);
+        match self.muted {
+            None if is_full => {
+                self.muted = Some(now);
+                self.context.bell.mute();
+            }
+            Some(since) if !is_full || now.duration_since(since) >= BATCH_WAIT_MAX => self.unmute(),
+            _ => (),
+        }
+    }
+
+    fn unmute(&mut self) {
+        self.muted = None;
+        self.context.bell.unmute();
+    }
+
     /// A call of so many operations was answered.
     pub(super) fn landed(&mut self, slot: u16, operations: usize) {
+        self.unmute();
         let Some(group) = self.groups.get_mut(&slot) else { return };
         group.calls -= 1;
         group.operations -= operations;

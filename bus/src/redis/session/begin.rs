@@ -70,6 +70,7 @@ async fn settle(post: &Post) -> Result<Session, Ending> {
         flights: VecDeque::new(),
         groups: Default::default(),
         restless: Vec::new(),
+        muted: None,
         confirmer: Replicas::new(dialer.server(&master.address).await?),
         confirming: VecDeque::new(),
         marks: Default::default(),

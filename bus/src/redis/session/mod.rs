@@ -133,6 +133,8 @@ struct Session {
     groups: HashMap<u16, Group>,
     /// Groups with something to send.
     restless: Vec<u16>,
+    /// The hub's bell is muted since then.
+    muted: Option<Instant>,
     confirmer: Replicas,
     /// Acks that are told once replicas have confirmed them.
     confirming: VecDeque<(Publication, Accepted)>,
@@ -245,7 +247,9 @@ impl Session {
         self.watch_over(now).await?;
         self.watch_replicas(now).await?;
         self.ask_replicas(now)?;
-        self.send_restless()
+        self.send_restless()?;
+        self.hush(now);
+        Ok(())
     }
 
     /// Sounds the canary, and listens for its silence.
@@ -344,6 +348,7 @@ impl Session {
     /// Answers or hands back everything. The connections are closed with it.
     async fn end(mut self) {
         let context = self.context.clone();
+        context.bell.unmute();
         // In the order in which they were asked, in which they are tried again.
         for (publication, _) in self.confirming.drain(..) {
             context.orphan(publication).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ringmain_bus::backend::{BackendEnds, Interest, Warning, ends};
 use ringmain_bus::hub::{self, Hub, HubOptions};
 use ringmain_bus::kafka::KafkaOptions;
-use ringmain_bus::link::{End, LinkOptions, Port, Wake, link};
+use ringmain_bus::link::{Bell, End, LinkOptions, Port, Wake, link};
 use ringmain_bus::nats::NatsOptions;
 use ringmain_bus::redis::RedisOptions;
 use ringmain_proto::time::Now;
@@ -150,8 +150,7 @@ pub struct BusLink {
     pub ports: Vec<Port>,
     /// The control plane's own, and what is notified when it has events.
     pub own: (Port, Arc<Notify>),
-    ends: Vec<End>,
-    commands: Arc<Notify>,
+    driver: BusDriver,
 }
 
 impl BusLink {
@@ -159,23 +158,21 @@ impl BusLink {
     pub fn new(shards: impl Iterator<Item = Waker>) -> Self {
         let options = LinkOptions::default();
         let commands = Arc::new(Notify::new());
-        let connect = |wake_port: Wake| {
-            let commands = commands.clone();
-            link(options, Arc::new(move || commands.notify_one()), wake_port)
-        };
+        let rung = commands.clone();
+        let bell = Bell::new(Arc::new(move || rung.notify_one()));
+        let connect = |wake_port: Wake| link(options, bell.clone(), wake_port);
         let (ports, mut ends): (Vec<_>, Vec<_>) =
             shards.map(|waker| connect(Arc::new(move || waker.wake()))).unzip();
         let events = Arc::new(Notify::new());
         let notified = events.clone();
         let (own, end) = connect(Arc::new(move || notified.notify_one()));
         ends.push(end);
-        Self { ports, own: (own, events), ends, commands }
+        Self { ports, own: (own, events), driver: BusDriver { ends, bell, commands } }
     }
 
     /// The ports of the shards, the control plane's own, and the rest.
     pub fn split(self) -> (Vec<Port>, (Port, Arc<Notify>), BusDriver) {
-        let Self { ports, own, ends, commands } = self;
-        (ports, own, BusDriver { ends, commands })
+        (self.ports, self.own, self.driver)
     }
 }
 
@@ -183,13 +180,14 @@ impl BusLink {
 #[derive(Debug)]
 pub struct BusDriver {
     ends: Vec<End>,
+    bell: Arc<Bell>,
     commands: Arc<Notify>,
 }
 
 impl BusDriver {
     /// Runs hub and client on this thread's local set. `clock` is the shards'.
     pub fn start(self, backend: Backend, state: Arc<NodeState>, clock: impl Fn() -> Now + 'static) {
-        let (hub_ends, backend_ends) = ends();
+        let (hub_ends, backend_ends) = ends(self.bell);
         tokio::task::spawn_local(backend.run(backend_ends));
         let shown = move |hub: &Hub| state.set_bus(hub.health(), hub.figures);
         let hub = Hub::new(HubOptions::default());
