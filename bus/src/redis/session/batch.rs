@@ -1,6 +1,7 @@
 //! Operations on their way: grouped, batched, sent.
 //!
-//! Owns: when a call is sent and what is in it. Must not know: what answers mean.
+//! Owns: when a call is sent and what is in it, and when the hub need not come with more. Must not know: what answers
+//! mean.
 //!
 //! Calls: operations of one hash slot (of any, where there is no cluster) go together. They are sent at once while
 //! fewer than [`UNDER_WAY_FEW`] of the group are unanswered; under load they wait for an answer, at most
@@ -38,6 +39,13 @@ pub(super) struct Group {
     operations: usize,
 }
 
+impl Group {
+    /// Whether so few operations are unanswered that more are sent at once.
+    fn has_few(&self) -> bool {
+        self.operations < UNDER_WAY_FEW
+    }
+}
+
 impl Session {
     pub(super) fn queue(&mut self, work: Work, operation: Operation) {
         let slot = if self.context.options.is_cluster() { operation.slot() } else { 0 };
@@ -67,7 +75,7 @@ impl Session {
         let is_full = group.waiting.len() >= BATCH_MAX;
         let has_room = match is_late || is_full {
             true => group.calls < CALLS_IN_FLIGHT_MAX,
-            false => group.operations < UNDER_WAY_FEW,
+            false => group.has_few(),
         };
         if group.waiting.is_empty() || !has_room {
             return Ok(false);
@@ -92,8 +100,8 @@ impl Session {
     /// Mutes the hub's bell where nothing more would be sent before an answer comes or operations are late, whatever they
     /// are: without a cluster there is one group.
     pub(super) fn hush(&mut self, now: Instant) {
-        let is_full = !self.context.options.is_cluster()
-            && self.groups.get(&0).is_some_and(|group| group.operations >= UNDER_WAY_FEW);
+        let is_full =
+            !self.context.options.is_cluster() && self.groups.get(&0).is_some_and(|group| !group.has_few());
         match self.muted {
             None if is_full => {
                 self.muted = Some(now);
