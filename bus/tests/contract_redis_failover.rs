@@ -194,8 +194,7 @@ fn a_master_that_is_followed_again_loses_nothing() {
     taken.push(accepted(&mut probe, 1, &name));
     let alone = probe.top(0, &name, &ROOM);
     probe.cluster.broker().replica().restart();
-    let port = probe.cluster.broker().master().port;
-    probe.cluster.broker().replica().ask(&format!("REPLICAOF 127.0.0.1 {port}"));
+    probe.cluster.broker().follow();
     let ends = Instant::now() + Duration::from_secs(60);
     while taken.len() < 5 || probe.top(1, &name, &ROOM).epoch == alone.epoch {
         assert!(Instant::now() < ends, "the replica never comes");
