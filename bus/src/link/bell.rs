@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use super::Wake;
 
-/// Commands of one port that wait at a muted bell. More are worth a wake: they fill a call.
+/// Commands of one port from which on it rings a muted bell: so many are worth a wake.
 const MUTED_MAX: usize = 64;
 
 /// See the module's doc. One for all ports of a hub.
@@ -57,7 +57,7 @@ impl Bell {
 }
 
 impl Default for Bell {
-    /// Wakes nobody: for a backend that no hub uses.
+    /// Wakes nobody: for a hub that is polled, or a backend without one.
     fn default() -> Bell {
         Bell { wake: Arc::new(|| ()), muted: AtomicBool::new(false) }
     }

@@ -272,8 +272,8 @@ impl Api {
         Ok(Stored { sequence: raw.message.seq, unix_ms, behind: None, payload })
     }
 
-    /// Up to `most` of a subject's messages, from a sequence on, as many as come together and as far as the server that answers has them: it may be a
-    /// follower. None where it knows of none.
+    /// Up to `most` of a subject's messages, from a sequence on, as many as come together and as far as the server that
+    /// answers has them: it may be a follower. None where it knows of none.
     pub(super) async fn run(&self, subject: &str, from: u64, most: usize) -> Result<Run, ApiError> {
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|_| ApiError::NoAnswer)?;
